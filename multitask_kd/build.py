@@ -1,0 +1,256 @@
+"""Config -> objects: the only file that knows every package."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .checkpoint import load as load_checkpoint
+from .checkpoint import load_weights
+from .config import Config
+from .data import loader as data_loader
+from .data.base import LAYOUTS, Layout
+from .data.transforms import TrainTransform
+from .distill.distiller import Distiller
+from .distill.objective import Objective, task_weights
+from .distill.teacher import Teacher
+from .errors import UserError, did_you_mean
+from .losses.base import LOSSES
+from .models.backbones import build_encoder, check_encoder
+from .models.multitask import MultiTaskNet
+from .precision import resolve_amp
+from .registry import check_options
+from .tasks.base import TASKS, Task
+
+log = logging.getLogger(__name__)
+
+
+def check(config: Config) -> None:
+    """Every name and option of the config, before anything is read. Raises UserError naming the key."""
+    for key in ("train", "val"):
+        section = dict(getattr(config.data, key))
+        if "layout" not in section:
+            raise UserError(f"data.{key}: needs layout; known: {', '.join(LAYOUTS.names())}")
+        LAYOUTS.check(section.pop("layout"), section, f"data.{key}")
+    check_encoder(config.model.encoder)
+    for name, section in config.tasks.items():
+        where = f"tasks.{name}"
+        kind = TASKS.get(name, where)
+        check_options(kind.Head, section.head, f"{where}.head")
+        check_options(kind.decode, section.decode, f"{where}.decode")
+        head = _value_errors(f"{where}.head", kind.Head, config.model.width, config.model.strides, 2, **section.head)
+        TASKS.build(name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
+        if section.soft:
+            build_soft(name, section)
+
+
+def _value_errors(where: str, make: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call ``make``; what it says of a value becomes a UserError that names the place."""
+    try:
+        return make(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def build_soft(task: str, section: Any) -> nn.Module:
+    where = f"tasks.{task}.soft"
+    kind = LOSSES.get(section.soft.loss, f"{where}.loss")
+    if task not in kind.tasks:
+        fitting = [n for n in LOSSES.names() if task in LOSSES.get(n, where).tasks]
+        raise UserError(f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}")
+    return LOSSES.build(section.soft.loss, section.soft.options, f"{where}.options")
+
+
+def device(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:N -> device. Raises UserError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"run.device: '{name}' is none of auto, cpu, cuda, cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"run.device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+    return found
+
+
+def layout(section: Mapping[str, Any], where: str) -> Layout:
+    options = dict(section)
+    found = LAYOUTS.build(options.pop("layout"), options, where)
+    if len(found) == 0:
+        raise UserError(f"{where}: the data set has no images")
+    for fault, count in found.faults.items():
+        log.warning("%s: %d %s", where, count, fault)
+    return found
+
+
+def check_classes(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]], tasks: Sequence[str], who: str) -> None:
+    """Raise UserError where ``other`` does not have, for every task, the same classes in the same order."""
+    for task in tasks:
+        mine, theirs = list(own[task]), list(other.get(task, ()))
+        if mine == theirs:
+            continue
+        if not theirs:
+            raise UserError(f"{who} has no classes for the task '{task}'")
+        if sorted(mine) == sorted(theirs):
+            raise UserError(f"{who}: the classes of '{task}' are in another order: {theirs}, expected {mine}")
+        lacking = [c for c in mine if c not in theirs]
+        extra = [c for c in theirs if c not in mine]
+        raise UserError(
+            f"{who}: the classes of '{task}' differ: "
+            + "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has besides {extra}" if extra else ""]))
+        )
+
+
+def arch(config: Config, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The student's architecture as plain data: what a checkpoint needs to build it again."""
+    model = config.model.model_dump(mode="json")
+    model.pop("weights")
+    for task in config.tasks:
+        if task not in classes:
+            raise UserError(f"tasks.{task}: the training data has no labels for it; it has {', '.join(classes)}")
+    tasks = {name: {"classes": list(classes[name]), "head": dict(t.head)} for name, t in config.tasks.items()}
+    return {**model, "tasks": tasks, "input_size": list(config.data.input_size)}
+
+
+def network(arch: Mapping[str, Any], weights: str | None = None) -> MultiTaskNet:
+    """The network of an ``arch``; ``weights`` are the encoder's starting ones."""
+    strides = arch["strides"]
+    backbone = build_encoder(arch["encoder"], max_stride=max(strides), weights=weights)
+    heads = {
+        name: TASKS.get(name, "arch").Head(arch["width"], strides, len(task["classes"]), **task["head"])
+        for name, task in arch["tasks"].items()
+    }
+    return MultiTaskNet(backbone, heads, strides, arch["width"], arch["mean"], arch["std"])
+
+
+def tasks(arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Task]:
+    """The tasks of a network; ``hard`` are the options of their hard losses."""
+    return {
+        name: TASKS.build(name, (hard or {}).get(name, {}), f"tasks.{name}.hard", part["classes"], net.heads[name].strides)
+        for name, part in arch["tasks"].items()
+    }
+
+
+def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
+    """The network that a checkpoint holds, with its weights."""
+    net = _value_errors(where, network, content["arch"])
+    load_weights(net, content["model"], where)
+    return net
+
+
+def teacher(config: Config, classes: Mapping[str, Sequence[str]], on: torch.device) -> Teacher | None:
+    """The frozen teacher, or None where every alpha is 0 (its file is then not even opened).
+
+    New sources of teachers belong here: whatever gives a View for images in [0,1].
+    Raises UserError when its classes or cells are not the student's.
+    """
+    taught = [name for name, task in config.tasks.items() if task.alpha > 0]
+    if not taught:
+        return None
+    where = "teacher.path"
+    content = load_checkpoint(config.teacher.path, where)
+    who = f"{where}: the teacher {config.teacher.path}"
+    check_classes(classes, {k: t["classes"] for k, t in content["arch"]["tasks"].items()}, taught, who)
+    net = from_checkpoint(content, where)
+    for name in taught:
+        own = TASKS.get(name, where).Head(8, config.model.strides, 2, **config.tasks[name].head).strides
+        if tuple(net.heads[name].strides) != tuple(own):
+            raise UserError(
+                f"{who}: its head '{name}' has strides {list(net.heads[name].strides)}, the student's has {list(own)}; "
+                f"set model.strides or tasks.{name}.head.strides so that both have the same cells"
+            )
+    if stride := next((s for s in [max(net.strides)] if any(n % s for n in config.data.input_size)), None):
+        raise UserError(f"{who} needs a data.input_size in multiples of {stride}, not {list(config.data.input_size)}")
+    return Teacher(net, on, resolve_amp(config.teacher.amp, on, "teacher.amp"))
+
+
+@dataclass
+class Recipe:
+    """Everything a run of training needs, built from its config."""
+
+    config: Config
+    device: torch.device
+    arch: dict[str, Any]
+    tasks: dict[str, Task]
+    distiller: Distiller
+    objective: Objective
+    teacher: Teacher | None
+    train_layout: Layout
+    val_layout: Layout
+    pools: list[data_loader.Pool]
+
+    @property
+    def student(self) -> MultiTaskNet:
+        return self.distiller.student
+
+    def train_batches(self, start: int) -> DataLoader:
+        """Batches from optimizer step ``start`` to the end of the run."""
+        config, loops = self.config, self.config.train.accumulate
+        stream = data_loader.BatchStream(
+            self.pools, config.run.seed, start * loops, config.train.steps * loops
+        )
+        augment = TrainTransform(config.data.input_size, **config.data.augment.model_dump())
+        skip = config.data.on_error == "skip"
+        images = data_loader.TrainSet(self.train_layout, augment, config.run.seed, skip_errors=skip)
+        pin = self.device.type == "cuda"
+        return data_loader.train_loader(images, stream, list(self.tasks), workers=config.data.workers, pin=pin)
+
+    def val_batches(self) -> DataLoader:
+        config = self.config
+        return val_loader(config, self.val_layout, config.data.input_size, config.eval.images, self.device)
+
+    def decode_options(self) -> dict[str, dict[str, Any]]:
+        return {name: dict(task.decode) for name, task in self.config.tasks.items()}
+
+
+def val_loader(
+    config: Config, found: Layout, size: Sequence[int], count: int | None, on: torch.device
+) -> DataLoader:
+    images = data_loader.EvalSet(found, tuple(size), count, skip_errors=config.data.on_error == "skip")
+    pin = on.type == "cuda"
+    return data_loader.eval_loader(images, config.eval.batch_size, workers=config.data.workers, pin=pin)
+
+
+def recipe(config: Config) -> Recipe:
+    """Build a run: names and options first, then data, teacher and student. Raises UserError."""
+    check(config)
+    on = device(config.run.device)
+    resolve_amp(config.train.amp, on, "train.amp")
+    train_layout = layout(config.data.train, "data.train")
+    val_layout = layout(config.data.val, "data.val")
+    plan = arch(config, train_layout.classes)
+    check_classes(train_layout.classes, val_layout.classes, list(config.tasks), "data.val")
+    pools = data_loader.make_pools(
+        len(train_layout),
+        config.train.batch_size,
+        labelled=config.data.labelled,
+        seed=config.data.labelled_seed,
+        unlabelled=config.data.unlabelled,
+        share=config.data.labelled_share,
+    )
+    taught_by = teacher(config, train_layout.classes, on)
+    if taught_by is None and not all(pool.labelled for pool in pools):
+        raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")
+
+    net = network(plan, config.model.weights)
+    parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
+    soft = {name: (t.soft.loss, build_soft(name, t)) for name, t in config.tasks.items() if t.alpha > 0}
+    distiller = Distiller(net, parts, soft)
+    return Recipe(
+        config, on, plan, parts, distiller.to(on), _objective(config, distiller), taught_by, train_layout, val_layout, pools
+    )
+
+
+def _objective(config: Config, distiller: Distiller) -> Objective:
+    weights: dict[str, float] = {}
+    for name, t in config.tasks.items():
+        soft = (t.soft.loss, t.soft.weight) if t.alpha > 0 else None
+        weights |= task_weights(name, distiller.tasks[name].weights, soft, ratio=t.ratio, alpha=t.alpha)
+    return Objective(weights, distiller.loss_names())

@@ -1,0 +1,91 @@
+"""Files of a run: written atomically, read without running code, resumed exactly.
+
+A checkpoint is plain data: ``format``, ``arch`` (what build.network needs), ``model`` (the student's weights alone; the
+average where there is one), ``metrics``, ``step``, ``config``. last.pt has ``resume`` besides.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import UserError
+
+FORMAT = "multitask_kd/1"
+
+
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """Write ``content`` so that a crash at any moment leaves the old file or the new one, never a part."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path, where: str) -> dict[str, Any]:
+    """Read a checkpoint of ours on the CPU. Raises UserError for a file that is absent, damaged or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{where}: there is no checkpoint {path}; give the path of a best.pt or last.pt of a run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle raise many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{where}: {path} cannot be read as a checkpoint ({reason}); it is damaged, or holds pickled code, which is never run"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{where}: {path} is not a checkpoint written by tools/train.py")
+    return content
+
+
+def load_weights(net: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Strict: every tensor must be there with its shape. Raises UserError naming the first that is not."""
+    own = net.state_dict()
+    for name in sorted(set(own) | set(state)):
+        if name not in own or name not in state:
+            raise UserError(f"{where}: the tensor '{name}' is {'not in the network' if name in state else 'missing'}")
+        if own[name].shape != state[name].shape:
+            raise UserError(f"{where}: '{name}' is {list(state[name].shape)}, the network has {list(own[name].shape)}")
+    net.load_state_dict(state)
+
+
+def random_state() -> dict[str, Any]:
+    """Every global random state of this process, as plain data."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": random.getstate(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, inner, gauss_next = state["python"]
+    random.setstate((version, tuple(inner), gauss_next))
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

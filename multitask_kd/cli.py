@@ -1,0 +1,46 @@
+"""What every tool does around its work: messages instead of tracebacks, and exit statuses.
+
+0: done; 2: something the user can mend (printed); 130: stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from .errors import UserError
+
+PAIR = (
+    "torch and torchvision do not match: torchvision's compiled operators are missing (torchvision::nms). This happens when a "
+    "CPU-only torch stands beside the plain torchvision. Install both from the same index, e.g. "
+    "pip install --force-reinstall torch torchvision; the plain ones run on CPU too"
+)
+
+
+def run_tool(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser) -> int:
+    """Parse the command line, run ``main``, and return the exit status."""
+    args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("multitask_kd").setLevel(logging.INFO)
+    try:
+        check_torchvision()
+        return main(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def check_torchvision() -> None:
+    """Raise UserError, with the remedy, when torchvision was built for another torch."""
+    try:
+        import torchvision.ops  # noqa: F401, PLC0415
+    except (RuntimeError, ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError(f"{error}: install the project first (make install)") from None
+        raise UserError(f"{PAIR}\n  torchvision says: {str(error).splitlines()[0]}") from None

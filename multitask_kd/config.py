@@ -1,0 +1,333 @@
+"""The config: typed, strict sections; ``load`` reads YAML with ``base`` files and ``key=value`` overrides, ``dump`` writes it back.
+
+A comment line behind a field is its documentation (docs/config.md is made from it).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    """Where a run writes and what it runs on."""
+
+    dir: str = "runs/default"
+    """Folder of the run: resolved config, checkpoints, TensorBoard, metrics.jsonl."""
+    seed: int = 0
+    """Seed of weights, sample order and augmentation."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:N."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of torch; null leaves the choice to torch."""
+    channels_last: bool = True
+    """Memory layout of images and convolutions; faster on CPU and on GPU with AMP."""
+
+
+class Augment(Section):
+    """Training augmentation (albumentations; image, mask and boxes move together)."""
+
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    scale: tuple[Positive, Positive] = (0.75, 1.5)
+    """Zoom range; above 1 crops, below 1 pads."""
+    translate: Fraction = 0.1
+    """Largest shift, as a fraction of the image's side."""
+    rotate: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Largest rotation in degrees; boxes grow to hold the turned ones."""
+    brightness: Fraction = 0.25
+    """Largest relative change of brightness and of contrast."""
+    color: Fraction = 0.15
+    """Largest relative change of saturation; hue moves by a tenth of it."""
+    min_visible: Fraction = 0.2
+    """A box whose visible share falls below this is dropped."""
+
+
+class Data(Section):
+    """Which images, and how they reach the network."""
+
+    train: dict[str, Any] = Field(default_factory=lambda: {"layout": "scenes", "split": "train", "count": 1600})
+    """Training set: `layout` (a registered name) and its options."""
+    val: dict[str, Any] = Field(default_factory=lambda: {"layout": "scenes", "split": "val", "count": 200})
+    """Validation set, likewise."""
+    input_size: tuple[Count, Count] = (96, 128)
+    """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
+    labelled: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
+    """How many training images keep their labels: a number of images, a fraction written with a point (1.0 is all), null is all."""
+    labelled_seed: int = 0
+    """Seed of the choice which images keep their labels."""
+    unlabelled: bool = True
+    """Whether the images beyond `labelled` are used without labels (distillation only) or left out."""
+    labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of every batch drawn from the labelled images, where there are unlabelled ones too."""
+    augment: Augment = Augment()
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes; 0 loads in the training process."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What an image that cannot be read does: stop the run, or be replaced by the next one and be counted."""
+
+
+class Model(Section):
+    """The network: encoder, feature pyramid; the heads are in `tasks`."""
+
+    encoder: str = "tu-mobilenetv4_conv_small_035"
+    """An encoder of segmentation-models-pytorch, or tu-<name> for one of timm."""
+    weights: str | None = None
+    """Starting weights of the encoder: null (random), imagenet (downloaded), or the path of a state dict."""
+    strides: tuple[Count, ...] = (4, 8, 16, 32)
+    """Pyramid levels, finest first; powers of two."""
+    width: Count = 48
+    """Channels of the pyramid and the heads."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Input mean, RGB in [0,1]."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Input standard deviation, RGB in [0,1]."""
+
+    @model_validator(mode="after")
+    def _strides_rise(self) -> Model:
+        if list(self.strides) != sorted(set(self.strides)) or any(s & (s - 1) or s < 2 for s in self.strides):
+            raise ValueError(f"strides: {list(self.strides)} are not rising powers of two from 2")
+        return self
+
+
+class Soft(Section):
+    """A soft loss: what the student learns from the teacher's predictions."""
+
+    loss: str
+    """Registered name: kl, det_mse."""
+    weight: Positive = 1.0
+    """Factor of the loss inside soft_k."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the loss, e.g. temperature."""
+
+
+class Task(Section):
+    """One task: ratio * [(1 - alpha) * hard + alpha * soft]."""
+
+    ratio: NonNegative = 1.0
+    """Weight of the task in the total."""
+    alpha: Fraction = 0.0
+    """Share of the soft loss; 0 is plain supervised training."""
+    soft: Soft | None = None
+    head: dict[str, Any] = Field(default_factory=dict)
+    """Architecture options of the head, e.g. depth."""
+    hard: dict[str, Any] = Field(default_factory=dict)
+    """Options of the hard loss."""
+    decode: dict[str, Any] = Field(default_factory=dict)
+    """Options of the post-processing, e.g. score_threshold."""
+
+    @model_validator(mode="after")
+    def _soft_is_used(self) -> Task:
+        if self.alpha > 0 and self.soft is None:
+            raise ValueError(f"alpha is {self.alpha} but there is no soft loss: give soft.loss, or set alpha to 0")
+        return self
+
+
+class Teacher(Section):
+    """The frozen network that teaches."""
+
+    source: Literal["checkpoint"] = "checkpoint"
+    """Where the teacher comes from; checkpoint: a file of ours."""
+    path: str
+    """The checkpoint."""
+    amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
+    """Precision of the teacher's forward; auto: bf16 where the hardware multiplies it natively, else none."""
+
+
+class Optimizer(Section):
+    """AdamW or SGD with linear warm-up and cosine decay."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 2e-3
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.02
+    """Decay of weights; normalisation and biases are not decayed."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's Nesterov momentum, AdamW's beta1."""
+    warmup: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up."""
+    final_lr: Fraction = 0.01
+    """Learning rate at the end, as a fraction of the peak."""
+
+
+class Train(Section):
+    """The loop."""
+
+    steps: Count = 600
+    """Optimizer steps."""
+    batch_size: Count = 16
+    """Images a forward pass."""
+    accumulate: Count = 1
+    """Forward passes an optimizer step; the effective batch is batch_size * accumulate."""
+    clip: NonNegative = 10.0
+    """Largest gradient norm; 0 does not clip."""
+    amp: Literal["auto", "none", "bf16", "fp16"] = "none"
+    """Precision of the student's forward; fp16 (CUDA only) scales the loss. Narrow networks are slower in bf16 on most CPUs: measure with tools/bench.py."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the average of weights that is evaluated and saved as the result; 0 is none."""
+    optimizer: Optimizer = Optimizer()
+    log_every: Count = 20
+    """Steps between lines of metrics.jsonl and TensorBoard scalars."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between evaluations; null evaluates at the end only."""
+    save_every: Count = 100
+    """Steps between saves of last.pt, which --resume continues from."""
+
+
+class Eval(Section):
+    """Evaluation."""
+
+    batch_size: Count = 32
+    """Images a forward pass."""
+    images: Annotated[int, Field(ge=1)] | None = None
+    """Evaluate only the first so many validation images while training; null is all."""
+    pictures: Annotated[int, Field(ge=0)] = 4
+    """Validation images drawn in TensorBoard: truth, teacher, student."""
+
+
+class Config(Section):
+    """One run of training."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    tasks: dict[str, Task] = Field(default_factory=lambda: {"seg": Task(), "det": Task()}, min_length=1)
+    """By task name (seg, det): both heads on one backbone."""
+    teacher: Teacher | None = None
+    """Needed where an alpha is above 0; never loaded otherwise."""
+    train: Train = Train()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        distils = any(t.alpha > 0 for t in self.tasks.values())
+        if distils and self.teacher is None:
+            raise ValueError("an alpha is above 0 but there is no teacher: give teacher.path, or set every alpha to 0")
+        stride = max(self.model.strides)
+        if any(n % stride for n in self.data.input_size):
+            raise ValueError(
+                f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}"
+            )
+        return self
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML config. ``base: other.yaml`` (relative to the file) is read first and merged key by key.
+
+    overrides: ``dotted.key=value`` with a YAML value. Raises UserError naming the file and key, with the nearest known key.
+    """
+    raw = _read(Path(path), [])
+    for text in overrides:
+        _override(raw, text)
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], origin: str) -> Config:
+    """A plain mapping -> Config. Raises UserError with one line a fault."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(path: Path, seen: list[Path]) -> dict[str, Any]:
+    if not path.is_file():
+        near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: there is no such config file; {did_you_mean(str(path), near)}")
+    if path.resolve() in seen:
+        raise UserError(f"{path}: base files form a circle")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: the path of one YAML file is needed, not {base!r}")
+    return merge(_read(path.parent / base, [*seen, path.resolve()]), raw)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``, key by key. A data set whose `layout` changes is replaced whole: its options are another's."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        if both and value.get("layout", old.get("layout")) == old.get("layout") and value.get("loss", old.get("loss")) == old.get("loss"):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override '{text}': write it as key=value, e.g. train.steps=200")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{text}': the value is not valid YAML: {error}") from None
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    node = raw
+    *parents, last = key.strip().split(".")
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise UserError(f"override '{text}': '{part}' is a value, not a section")
+    node[last] = parsed
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One pydantic fault in the words of the config."""
+    place = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
+    where = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(place[:-1])
+        return f"{where}: unknown key; {did_you_mean(place[-1], known)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    """The keys of the section at ``place``."""
+    section: Any = Config
+    for part in place:
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return []
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), section)
+    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []

@@ -1,0 +1,225 @@
+"""From a layout to batches: which image goes where is a function of (seed, step) alone, what it looks like of (seed, draw, index)."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..batch import IGNORE, PAD, Batch, Targets
+from ..errors import UserError
+from .base import Layout, Sample
+from .transforms import Geometry, TrainTransform, letterbox
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images that fill ``share`` places of every batch, each pass in a fresh order. ``labelled``: their labels are used."""
+
+    indices: np.ndarray
+    share: int
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a batch: the ``draw``-th pass of its pool over the image ``index``."""
+
+    draw: int
+    index: int
+    labelled: bool
+
+
+@dataclass
+class Truth:
+    """Labels of one evaluated image at its original size (see ``Sample``); None: not labelled."""
+
+    index: int
+    geometry: Geometry
+    mask: np.ndarray | None
+    boxes: np.ndarray | None
+    classes: np.ndarray | None
+    crowd: np.ndarray | None
+    area: np.ndarray | None
+
+
+def make_pools(
+    count: int, batch_size: int, *, labelled: int | float | None, seed: int, unlabelled: bool, share: float
+) -> list[Pool]:
+    """Split ``count`` images into those that keep their labels and those that do not.
+
+    labelled: a number, a fraction, or None for all; ``share`` of the batch goes to the labelled ones.
+    Raises UserError where the numbers cannot be met.
+    """
+    number = count if labelled is None else labelled
+    if isinstance(number, float):
+        number = max(1, round(number * count))
+    if number > count:
+        raise UserError(f"data.labelled: {number} labelled images asked for, but the training set has {count}")
+    order = np.random.default_rng([seed, 0x1ABE1]).permutation(count)
+    kept, rest = np.sort(order[:number]), np.sort(order[number:])
+    if len(rest) == 0 or not unlabelled:
+        return [Pool(kept, batch_size, True)]
+    with_labels = round(batch_size * share)
+    if not 0 < with_labels < batch_size:
+        raise UserError(
+            f"data.labelled_share: {share} of a batch of {batch_size} leaves no place for "
+            f"{'unlabelled' if with_labels else 'labelled'} images; change it or train.batch_size"
+        )
+    return [Pool(kept, with_labels, True), Pool(rest, batch_size - with_labels, False)]
+
+
+class BatchStream:
+    """Batches ``start`` to ``stop`` of an endless stream; batch i is the same however the run got there."""
+
+    def __init__(self, pools: Sequence[Pool], seed: int, start: int, stop: int):
+        self.pools, self.seed, self.start, self.stop = list(pools), seed, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for number in range(self.start, self.stop):
+            yield [p for k, pool in enumerate(self.pools) for p in self._places(k, pool, number)]
+
+    def _places(self, key: int, pool: Pool, batch: int) -> list[Place]:
+        size = len(pool.indices)
+        places = []
+        for position in range(batch * pool.share, (batch + 1) * pool.share):
+            draw, offset = divmod(position, size)
+            places.append(Place(draw, int(pool.indices[self._order(key, size, draw)[offset]]), pool.labelled))
+        return places
+
+    def _order(self, key: int, size: int, draw: int) -> np.ndarray:
+        if getattr(self, "_cached", (None,))[0] != (key, draw):
+            self._cached = ((key, draw), np.random.default_rng([self.seed, key, draw]).permutation(size))
+        return self._cached[1]
+
+
+class TrainSet(Dataset):
+    """Place -> (Sample at network size, index read, name of a skipped file or None)."""
+
+    def __init__(self, layout: Layout, transform: TrainTransform, seed: int, *, skip_errors: bool):
+        self.layout, self.transform, self.seed, self.skip_errors = layout, transform, seed, skip_errors
+
+    def __getitem__(self, place: Place) -> tuple[Sample, int, str | None]:
+        sample, index, skipped = read_or_next(self.layout, place.index, self.skip_errors)
+        if not place.labelled:
+            sample = Sample(sample.image)
+        seed = np.random.SeedSequence([self.seed, place.draw, place.index]).generate_state(1)[0]
+        return self.transform(sample, int(seed)), index, skipped
+
+
+def read_or_next(layout: Layout, index: int, skip_errors: bool) -> tuple[Sample, int, str | None]:
+    """Read an image; where it is broken and errors are skipped, the next one that is whole."""
+    skipped = None
+    for candidate in range(index, index + len(layout)):
+        candidate %= len(layout)
+        try:
+            return layout.read(candidate), candidate, skipped
+        except UserError as error:
+            if not skip_errors:
+                raise
+            skipped = skipped or str(error)
+    raise UserError(f"no image of the data set can be read; the first error was: {skipped}")
+
+
+def collate_train(items: list[tuple[Sample, int, str | None]], tasks: Sequence[str]) -> tuple[Batch, list[str]]:
+    """Samples of one size -> padded Batch with targets for ``tasks``, and the messages of skipped files."""
+    samples = [item[0] for item in items]
+    images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
+    targets: Targets = {}
+    if "seg" in tasks:
+        targets["seg"] = _seg_target(samples)
+    if "det" in tasks:
+        targets["det"] = _det_target(samples)
+    batch = Batch(images, targets, torch.tensor([item[1] for item in items]))
+    return batch, [item[2] for item in items if item[2]]
+
+
+def _seg_target(samples: list[Sample]) -> dict[str, Tensor]:
+    blank = np.full(samples[0].image.shape[:2], IGNORE, np.uint8)
+    masks = np.stack([blank if s.mask is None else s.mask for s in samples])
+    labelled = torch.tensor([s.mask is not None for s in samples])
+    return {"mask": torch.from_numpy(masks).long(), "labelled": labelled}
+
+
+def _det_target(samples: list[Sample]) -> dict[str, Tensor]:
+    most = max(0 if s.boxes is None else len(s.boxes) for s in samples)
+    boxes = np.zeros((len(samples), most, 4), np.float32)
+    classes = np.full((len(samples), most), PAD, np.int64)
+    for row, sample in enumerate(samples):
+        if sample.boxes is not None:
+            boxes[row, : len(sample.boxes)] = sample.boxes
+            classes[row, : len(sample.boxes)] = sample.classes
+    labelled = torch.tensor([s.boxes is not None for s in samples])
+    return {"boxes": torch.from_numpy(boxes), "classes": torch.from_numpy(classes), "labelled": labelled}
+
+
+class EvalSet(Dataset):
+    """Index -> letterboxed image and its Truth, or the message of an image that cannot be read."""
+
+    def __init__(self, layout: Layout, size: tuple[int, int], count: int | None, *, skip_errors: bool):
+        self.layout, self.size, self.skip_errors = layout, tuple(size), skip_errors
+        self.count = min(count or len(layout), len(layout))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Truth] | str:
+        try:
+            sample = self.layout.read(index)
+        except UserError as error:
+            if not self.skip_errors:
+                raise
+            return str(error)
+        image, geometry = letterbox(sample.image, self.size)
+        return image, Truth(index, geometry, sample.mask, sample.boxes, sample.classes, sample.crowd, sample.area)
+
+
+def collate_eval(items: list[tuple[np.ndarray, Truth] | str]) -> tuple[Batch | None, list[str]]:
+    whole = [item for item in items if not isinstance(item, str)]
+    skipped = [item for item in items if isinstance(item, str)]
+    if not whole:
+        return None, skipped
+    images = torch.from_numpy(np.stack([image for image, _ in whole])).permute(0, 3, 1, 2)
+    truths = [truth for _, truth in whole]
+    return Batch(images, {}, torch.tensor([t.index for t in truths]), truths), skipped
+
+
+def _start_worker(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # the loader's processes are the parallelism
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training process decides
+
+
+def _loader(data: Dataset, workers: int, pin: bool, **kwargs) -> DataLoader:
+    return DataLoader(
+        data,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+        **kwargs,
+    )
+
+
+def train_loader(data: TrainSet, stream: BatchStream, tasks: Sequence[str], *, workers: int, pin: bool) -> DataLoader:
+    """Yields (Batch, messages of skipped files), one for every batch of ``stream``."""
+    return _loader(data, workers, pin, batch_sampler=stream, collate_fn=partial(collate_train, tasks=tuple(tasks)))
+
+
+def eval_loader(data: EvalSet, batch_size: int, *, workers: int, pin: bool) -> DataLoader:
+    """Yields (Batch or None, messages of skipped files), in the order of the data set."""
+    return _loader(data, workers, pin, batch_size=batch_size, shuffle=False, collate_fn=collate_eval)

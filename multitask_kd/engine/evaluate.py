@@ -1,0 +1,77 @@
+"""Evaluation: network and loader -> metrics at the original size."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..batch import Batch
+from ..tasks.base import Task
+
+
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """``net`` in eval mode, put back as it was."""
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)
+
+
+@torch.no_grad()
+def predict(
+    net: Callable, tasks: Mapping[str, Task], batch: Batch, decode: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """By image, by task: what ``Task.restore`` gives, at the original size. ``batch.truths`` tells the geometry."""
+    view = net(batch.images)
+    size = tuple(batch.images.shape[2:])
+    decoded = {name: task.decode(view.preds[name], size, **decode.get(name, {})) for name, task in tasks.items()}
+    return [
+        {name: task.restore(decoded[name][i], truth.geometry) for name, task in tasks.items()}
+        for i, truth in enumerate(batch.truths)
+    ]
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module,
+    tasks: Mapping[str, Task],
+    loader: Iterable,
+    device: torch.device,
+    *,
+    decode: Mapping[str, Mapping[str, Any]],
+    channels_last: bool = False,
+    on_skip: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """{"images": n, "skipped": k, <task>: {metric: percent}}. Memory does not grow with the images, but for 2.4 kB of boxes each."""
+    metrics = {name: task.metric() for name, task in tasks.items()}
+    images = skipped = 0
+    with evaluating(net):
+        for batch, messages in loader:
+            for message in messages:
+                on_skip(message)
+            skipped += len(messages)
+            if batch is None:
+                continue
+            batch = batch.to(device, channels_last=channels_last)
+            for truth, prediction in zip(batch.truths, predict(net, tasks, batch, decode), strict=True):
+                for name, task in tasks.items():
+                    task.score(metrics[name], prediction[name], truth)
+            images += len(batch.truths)
+    return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
+
+
+def main_score(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> float:
+    """Mean of the tasks' main metrics: what "best" means. A metric without truth counts as 0."""
+    return sum(metrics[name][task.main_metric] or 0.0 for name, task in tasks.items()) / len(tasks)
+
+
+def headline(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float | None]:
+    """The few figures shown in one line of progress."""
+    return {key: metrics[name][key] for name, task in tasks.items() for key in task.headline}

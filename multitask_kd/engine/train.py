@@ -1,0 +1,287 @@
+"""The loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint
+from ..build import Recipe, recipe
+from ..config import Config, dump
+from ..errors import UserError
+from ..precision import resolve_amp
+from ..report.tables import metrics_table
+from .evaluate import evaluate, headline, main_score
+from .log import LossMeter, Progress, RunLog, flatten
+from .optim import Ema, lr_factor, make_optimizer
+from .pictures import draw
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
+    """Train as ``config`` says; returns the final metrics, or None when a signal stopped the run early.
+
+    Writes into ``run.dir``: config.yaml, best.pt, last.pt, metrics.jsonl, metrics.json, tensorboard/.
+    Raises UserError for a bad config, bad data, a run folder in use, or a loss that is not finite.
+    """
+    folder = prepare_folder(Path(config.run.dir), dump(config), resume=resume, overwrite=overwrite)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    checkpoint.seed_everything(config.run.seed)
+    run = recipe(config)
+    c, device, student = config.train, run.device, run.student
+    if config.run.channels_last:
+        run.distiller.to(memory_format=torch.channels_last)
+
+    o = c.optimizer
+    optimizer = make_optimizer(
+        run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum
+    )
+    amp = resolve_amp(c.amp, device, "train.amp")
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    ema = Ema(student, c.ema) if c.ema else None
+    meter = LossMeter(run.objective.weights)
+    state = State(run, optimizer, scaler, ema, meter, folder)
+    step = state.load() if resume else 0
+    if step == 0:
+        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+
+    journal = RunLog(folder, step)
+    progress = Progress(c.steps, step, folder.name)
+    stop = StopSignal()
+    batches = iter(run.train_batches(step))
+    metrics: dict[str, Any] | None = None
+    since, waited = time.perf_counter(), 0.0
+    skipped: list[str] = []
+    announce(run, progress)
+    try:
+        with stop:
+            while step < c.steps and not stop.requested:
+                for group in optimizer.param_groups:
+                    group["lr"] = o.lr * lr_factor(step, c.steps, o.warmup, o.final_lr)
+                run.distiller.train()
+                for _ in range(c.accumulate):
+                    before = time.perf_counter()
+                    batch, messages = next(batches)
+                    waited += time.perf_counter() - before
+                    skipped += messages
+                    batch = batch.to(device, channels_last=config.run.channels_last)
+                    view = run.teacher(batch.images) if run.teacher else None
+                    with torch.autocast(device.type, amp, enabled=amp is not None):
+                        losses = run.distiller(batch, view)
+                    total, _ = run.objective(losses)
+                    scaler.scale(total / c.accumulate).backward()
+                    meter.add(losses)
+                step += 1
+                logs, evaluates = step % c.log_every == 0, step == c.steps or step % (c.eval_every or c.steps) == 0
+                saves = evaluates or stop.requested or step % c.save_every == 0
+                scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(run.distiller.parameters(), c.clip or torch.inf, foreach=True)
+                if device.type == "cpu" or logs or saves:  # elsewhere it would make every step wait for the device
+                    meter.check_finite(step, None if scaler.is_enabled() else norm)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                if ema:
+                    ema.update()
+                progress.step()
+
+                if logs:
+                    elapsed = time.perf_counter() - since
+                    values = meter.summary() | {
+                        "train/lr": optimizer.param_groups[0]["lr"],
+                        "train/gradient_norm": float(norm),
+                        "speed/images_per_second": c.log_every * c.accumulate * c.batch_size / elapsed,
+                        "speed/data_wait_percent": 100 * waited / elapsed,
+                        "data/skipped": len(skipped),
+                    }
+                    journal.scalars("train", step, values)
+                    progress.logged(step, values)
+                    meter.reset()
+                if evaluates:
+                    metrics = run_evaluation(run, state.result(), journal, progress, step)
+                    state.keep_best(metrics, step)
+                if saves:
+                    state.save(step)
+                if logs or evaluates:
+                    since, waited = time.perf_counter(), 0.0
+            if stop.requested and step < c.steps:
+                state.save(step)
+                progress.say(f"stopped at step {step}; go on with --resume")
+                return None
+    finally:
+        progress.close()
+        journal.close()
+        report_skipped(skipped)
+    if metrics is None:  # resumed after the last step
+        metrics = evaluate_run(run, state.result())
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print(metrics_table(metrics))
+    print(f"result: {folder / 'best.pt'}    curves: tensorboard --logdir {folder}")
+    return metrics
+
+
+def announce(run: Recipe, progress: Progress) -> None:
+    """One line that says what learns from what."""
+    labels = sum(len(p.indices) for p in run.pools if p.labelled)
+    rest = sum(len(p.indices) for p in run.pools if not p.labelled)
+    student = sum(p.numel() for p in run.student.parameters()) / 1e6
+    line = f"student {student:.2f} M parameters on {run.device}; {labels} labelled images"
+    if rest:
+        line += f" and {rest} unlabelled"
+    if run.teacher:
+        line += f"; teacher {sum(p.numel() for p in run.teacher.net.parameters()) / 1e6:.2f} M"
+    progress.say(line)
+
+
+def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
+    return evaluate(
+        net,
+        run.tasks,
+        run.val_batches(),
+        run.device,
+        decode=run.decode_options(),
+        channels_last=run.config.run.channels_last,
+        on_skip=lambda message: log.warning("skipped: %s", message),
+    )
+
+
+def run_evaluation(
+    run: Recipe, net: torch.nn.Module, journal: RunLog, progress: Progress, step: int
+) -> dict[str, Any]:
+    """Metrics on the validation set, written to the journal with pictures beside them."""
+    metrics = evaluate_run(run, net)
+    journal.scalars("val", step, flatten(metrics, "val"))
+    for name, picture in draw(run, net, run.config.eval.pictures).items():
+        journal.picture(f"pictures/{name}", step, picture)
+    figures = "  ".join(f"{k} {'-' if v is None else f'{v:.1f}'}" for k, v in headline(metrics, run.tasks).items())
+    progress.say(f"step {step}: validation on {metrics['images']} images: {figures}")
+    return metrics
+
+
+def report_skipped(messages: list[str]) -> None:
+    for message in sorted(set(messages))[:10]:
+        log.warning("skipped: %s", message)
+    if messages:
+        log.warning("%d images could not be read and were replaced", len(messages))
+
+
+def prepare_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> Path:
+    """Make the run's folder. Raises UserError where it would destroy a run, or resume something else."""
+    used = any((folder / name).exists() for name in ("config.yaml", "last.pt", "best.pt"))
+    if resume:
+        if not (folder / "last.pt").is_file():
+            raise UserError(f"run.dir: there is no {folder / 'last.pt'} to resume from; leave --resume out to start")
+        written = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else resolved
+        if difference := _differences(written, resolved):
+            raise UserError(f"--resume: the config is not the run's: {difference}; resume with the same config")
+        return folder
+    if used and not overwrite:
+        raise UserError(
+            f"run.dir: {folder} holds a run already; continue it with --resume, replace it with --overwrite, or name another run.dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if used:
+        for name in ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json"):
+            (folder / name).unlink(missing_ok=True)
+        for events in (folder / "tensorboard").glob("events.*"):
+            events.unlink()
+    return folder
+
+
+def _differences(written: str, resolved: str) -> str:
+    """The first lines in which two resolved configs differ; what cannot change a result may."""
+    free = ("workers:", "log_every:", "save_every:", "pictures:", "dir:", "threads:", "device:")
+    keep = lambda text: [line for line in text.splitlines() if not line.strip().startswith(free)]  # noqa: E731
+    pairs = [(a.strip(), b.strip()) for a, b in zip(keep(written), keep(resolved), strict=False) if a != b]
+    return "; ".join(f"'{a}' was, '{b}' is" for a, b in pairs[:3])
+
+
+class State:
+    """All that a run is at a step, on disk and back. The sampler has no state: batch i is a function of i."""
+
+    def __init__(self, run: Recipe, optimizer: Any, scaler: Any, ema: Ema | None, meter: LossMeter, folder: Path):
+        self.run, self.optimizer, self.scaler, self.ema = run, optimizer, scaler, ema
+        self.meter, self.folder = meter, folder
+        self.best = float("-inf")
+        self.metrics: dict[str, Any] = {}
+
+    def result(self) -> torch.nn.Module:
+        """The network that is evaluated and saved: the average of weights where there is one."""
+        return self.ema.net if self.ema else self.run.student
+
+    def _content(self, step: int) -> dict[str, Any]:
+        return {
+            "arch": self.run.arch,
+            "model": self.result().state_dict(),
+            "metrics": self.metrics,
+            "step": step,
+            "config": dump(self.run.config),
+        }
+
+    def keep_best(self, metrics: dict[str, Any], step: int) -> None:
+        """Write best.pt when the mean of the tasks' main metrics is the highest so far."""
+        self.metrics = metrics
+        score = main_score(metrics, self.run.tasks)
+        if score > self.best:
+            self.best = score
+            checkpoint.save(self.folder / "best.pt", self._content(step))
+
+    def save(self, step: int) -> None:
+        resume = {
+            "distiller": self.run.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema_updates": self.ema.updates if self.ema else 0,
+            "meter": self.meter.state(),
+            "best": self.best,
+            "random": checkpoint.random_state(),
+        }
+        checkpoint.save(self.folder / "last.pt", self._content(step) | {"resume": resume})
+
+    def load(self) -> int:
+        """Restore last.pt; returns its step."""
+        path = self.folder / "last.pt"
+        content = checkpoint.load(path, "--resume")
+        if "resume" not in content:
+            raise UserError(f"--resume: {path} holds a network but no state of training")
+        resume = content["resume"]
+        checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
+        self.optimizer.load_state_dict(resume["optimizer"])
+        self.scaler.load_state_dict(resume["scaler"])
+        if self.ema:
+            checkpoint.load_weights(self.ema.net, content["model"], "--resume")
+            self.ema.updates = resume["ema_updates"]
+        self.meter.restore(resume["meter"])
+        self.best, self.metrics = resume["best"], content["metrics"]
+        checkpoint.restore_random_state(resume["random"])
+        return content["step"]
+
+
+class StopSignal:
+    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

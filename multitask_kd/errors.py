@@ -1,0 +1,26 @@
+"""Errors a user can mend: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something in the config, the data or a file is wrong.
+
+    The command-line tools print the message without a traceback and exit with status 2.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A closing clause for "unknown X": the nearest known name, or the whole list."""
+    known = sorted(str(k) for k in known)
+    lowered = {k.lower(): k for k in reversed(known)}
+    close = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{lowered[close[0]]}'?"
+    if not known:
+        return "none is available"
+    shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    return f"known: {shown}"

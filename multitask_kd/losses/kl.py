@@ -1,0 +1,53 @@
+"""Temperature KL between two classifications (Hinton et al., 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..batch import IGNORE
+from .base import LOSSES
+
+
+@LOSSES.register("kl")
+class KL(nn.Module):
+    """T^2 * KL(softmax(t/T) || softmax(s/T)) over the class dimension of [B,C,H,W] or [B,C].
+
+    reduction: "pixel" divides by the number of counted pixels (the scale of cross-entropy), "mean" by all elements B*C*H*W
+    (C times weaker), "batchmean" by B only (H*W times stronger).
+    skip_ignored: leave out pixels that the label of a labelled image marks as ignored.
+    """
+
+    tasks = ("seg",)
+
+    def __init__(self, *, temperature: float = 1.0, reduction: str = "pixel", skip_ignored: bool = False):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature: {temperature} is not above 0")
+        if reduction not in ("pixel", "mean", "batchmean"):
+            raise ValueError(f"reduction: '{reduction}' is none of pixel, mean, batchmean")
+        self.temperature = temperature
+        self.reduction = reduction
+        self.skip_ignored = skip_ignored
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
+        """student, teacher: logits of equal shape. Computed in float32. Raises ValueError on other shapes."""
+        if student.shape != teacher.shape:
+            raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+        log_s = F.log_softmax(student.float() / self.temperature, dim=1)
+        log_t = F.log_softmax(teacher.float() / self.temperature, dim=1)
+        per_pixel = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
+        counted = per_pixel.numel()
+        if self.skip_ignored and target is not None and per_pixel.dim() == 3:
+            valid = (_subsample(target["mask"], per_pixel) != IGNORE) | ~target["labelled"][:, None, None]
+            per_pixel = per_pixel * valid
+            counted = valid.sum().clamp(min=1)
+        divisor = {"pixel": counted, "mean": counted * student.shape[1], "batchmean": student.shape[0]}[self.reduction]
+        return per_pixel.sum() / divisor * self.temperature**2
+
+
+def _subsample(mask: Tensor, like: Tensor) -> Tensor:
+    """Nearest neighbour: mask [B,H,W] at the resolution of ``like`` [B,h,w]."""
+    return F.interpolate(mask[:, None].float(), size=like.shape[1:], mode="nearest-exact")[:, 0].long()

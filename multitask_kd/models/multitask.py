@@ -1,0 +1,46 @@
+"""The network: one encoder, one pyramid, one head a task. Teacher and student are this class in other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import View
+from .necks import Pyramid
+
+
+class MultiTaskNet(nn.Module):
+    """images float [B,3,H,W], RGB in [0,1], H and W multiples of ``max(strides)`` -> View with one prediction a task.
+
+    mean, std: the encoder's input statistics, applied here so that a saved network needs no preprocessing beyond
+    a letterbox.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, nn.Module],
+        strides: Sequence[int],
+        width: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        super().__init__()
+        self.strides = tuple(strides)
+        self.backbone = backbone
+        self._places = [s.bit_length() - 1 for s in self.strides]
+        self.neck = Pyramid([backbone.out_channels[i] for i in self._places], self.strides, width)
+        self.heads = nn.ModuleDict(heads)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> View:
+        features = self.backbone((images - self.mean) / self.std)
+        levels = self.neck([features[i] for i in self._places])
+        return View({task: head(levels) for task, head in self.heads.items()})
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
