@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from .. import build
 from ..batch import Batch
+from ..checkpoint import load
 from ..tasks.base import Task
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -75,3 +80,32 @@ def main_score(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> float:
 def headline(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float | None]:
     """The few figures shown in one line of progress."""
     return {key: metrics[name][key] for name, task in tasks.items() for key in task.headline}
+
+
+def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> dict[str, Any]:
+    """A checkpoint on the config's ``data.val``, with the same figures as during its training.
+
+    The network comes from the checkpoint alone; the config gives data, decoding and device. Raises UserError for a
+    checkpoint whose classes are not the data's.
+    """
+    build.check(config)
+    on = build.device(config.run.device)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    content = load(path, where)
+    arch = content["arch"]
+    found = build.layout(config.data.val, "data.val")
+    classes = {name: task["classes"] for name, task in arch["tasks"].items()}
+    build.check_classes(found.classes, classes, [t for t in classes if t in found.classes], f"{where}: {path}")
+    net = build.from_checkpoint(content, where).to(on)
+    if config.run.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    return evaluate(
+        net,
+        build.tasks(arch, net),
+        build.val_loader(config, found, arch["input_size"], None, on),
+        on,
+        decode={name: dict(task.decode) for name, task in config.tasks.items()},
+        channels_last=config.run.channels_last,
+        on_skip=lambda message: log.warning("skipped: %s", message),
+    )

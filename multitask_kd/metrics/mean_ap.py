@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+
+try:
+    import faster_coco_eval
+except ImportError:
+    faster_coco_eval = None
 
 MAX_DETECTIONS = 100  # an image, as in COCO
 BACKENDS = ("auto", "pycocotools", "faster")
@@ -127,16 +133,11 @@ class MeanAP:
 
 def _load(backend: str) -> tuple[type, type]:
     """The classes COCO and COCOeval of a backend."""
-    if backend == "auto":
-        backend = "faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
-    if backend == "faster":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCO, COCOeval_faster
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return COCO, COCOeval
+    if backend == "pycocotools" or (backend == "auto" and faster_coco_eval is None):
+        return COCO, COCOeval
+    if faster_coco_eval is None:
+        raise ImportError("mAP backend 'faster' needs the package faster-coco-eval")
+    return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
 
 def _rows(parts: Sequence[Any], names: tuple[str, ...], what: str) -> np.ndarray:

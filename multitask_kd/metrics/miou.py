@@ -62,8 +62,7 @@ class MeanIoU:
             "mIoU": float(ious[present].mean()) if pixels else None,
             "pixel_accuracy": 100.0 * int(matches.sum()) / pixels if pixels else None,
             "IoU": {
-                name: float(iou) if there else None
-                for name, iou, there in zip(self.classes, ious, present, strict=True)
+                name: float(iou) if there else None for name, iou, there in zip(self.classes, ious, present, strict=True)
             },
         }
 

@@ -70,9 +70,7 @@ def panel(
         canvas = _overlay(canvas, enlarged, tasks.get("seg", ()), colours)
     picture = Image.fromarray(canvas)
     if boxes is not None:
-        _draw_boxes(
-            picture, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, classes, scores, tasks, colours
-        )
+        _draw_boxes(picture, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, classes, scores, tasks, colours)
     if missing := _missing(mask, boxes, tasks):
         _tag(ImageDraw.Draw(picture), (4, size[1] - LABEL_SIZE - 11), missing, DARK)
     if title:
@@ -206,9 +204,7 @@ def _hidden(name: str) -> bool:
 
 def _missing(mask: Any, boxes: Any, tasks: Mapping[str, Any]) -> str:
     absent = [
-        word
-        for word, labels, task in (("mask", mask, "seg"), ("boxes", boxes, "det"))
-        if task in tasks and labels is None
+        word for word, labels, task in (("mask", mask, "seg"), ("boxes", boxes, "det")) if task in tasks and labels is None
     ]
     if mask is None and boxes is None:
         return "no labels"

@@ -1,0 +1,31 @@
+"""Evaluate a checkpoint: python tools/eval.py --config cfg.yaml --checkpoint best.pt [--json FILE] [key=value ...]"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from multitask_kd.cli import run_tool
+
+
+def main(args: argparse.Namespace) -> int:
+    from multitask_kd.config import load
+    from multitask_kd.engine.evaluate import evaluate_checkpoint
+    from multitask_kd.report.tables import metrics_table
+
+    config = load(args.config, args.overrides)
+    metrics = evaluate_checkpoint(config, args.checkpoint)
+    print(metrics_table(metrics))
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.json).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML file: its data.val, eval and tasks.*.decode are used")
+    parser.add_argument("--checkpoint", required=True, help="best.pt or last.pt of a run, teacher or student")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. eval.batch_size=8")
+    sys.exit(run_tool(main, parser))
