@@ -82,7 +82,11 @@ def device(name: str) -> torch.device:
 
 def layout(section: Mapping[str, Any], where: str) -> Layout:
     options = dict(section)
-    found = LAYOUTS.build(options.pop("layout"), options, where)
+    try:
+        found = LAYOUTS.build(options.pop("layout"), options, where)
+    except UserError as error:
+        message = str(error)
+        raise UserError(message if message.startswith(where) else f"{where}.{message}") from None
     if len(found) == 0:
         raise UserError(f"{where}: the data set has no images")
     for fault, count in found.faults.items():

@@ -6,7 +6,7 @@ A comment line behind a field is its documentation (docs/config.md is made from 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(BaseModel):
@@ -225,6 +228,55 @@ class Config(Section):
         return self
 
 
+class StudyRun(Section):
+    """One network of a study."""
+
+    config: str
+    """The run's YAML, relative to the study's file."""
+    overrides: tuple[str, ...] = ()
+    """key=value changes; {dir} stands for the study's folder."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of this network; null takes the study's. A teacher usually has one."""
+    against: str | None = None
+    """The run that this one is compared with, seed by seed: its control."""
+
+
+class Study(Section):
+    """Several networks trained one after the other, over seeds, and one table of them."""
+
+    dir: str
+    """Folder of the study; the runs are in it."""
+    title: str
+    """Heading of the table."""
+    seeds: tuple[int, ...] = (0,)
+    runs: dict[str, StudyRun]
+    """By name, in the order of training."""
+    pictures: Annotated[int, Field(ge=0)] = 3
+    """Validation images in the picture that compares the networks."""
+
+    @model_validator(mode="after")
+    def _controls_exist(self) -> Study:
+        for name, run in self.runs.items():
+            if run.against is not None and run.against not in self.runs:
+                raise ValueError(f"runs.{name}.against: there is no run '{run.against}'; {did_you_mean(run.against, self.runs)}")
+        return self
+
+
+def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
+    """A study and, by name and seed, the config of each of its runs."""
+    path = Path(path)
+    study = _validate(Study, _read(path, []), str(path))
+    configs: dict[str, dict[int, Config]] = {}
+    for name, run in study.runs.items():
+        seeds = run.seeds or study.seeds
+        configs[name] = {}
+        for seed in seeds:
+            folder = f"{study.dir}/{name}" if len(seeds) == 1 else f"{study.dir}/{name}/seed{seed}"
+            given = [text.replace("{dir}", study.dir) for text in run.overrides]
+            configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"])
+    return study, configs
+
+
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a YAML config. ``base: other.yaml`` (relative to the file) is read first and merged key by key.
 
@@ -238,10 +290,14 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 def parse(raw: dict[str, Any], origin: str) -> Config:
     """A plain mapping -> Config. Raises UserError with one line a fault."""
+    return _validate(Config, raw, origin)
+
+
+def _validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
     try:
-        return Config.model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [_explain(e, section) for e in error.errors()]
         raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
 
 
@@ -309,21 +365,21 @@ def _override(raw: dict[str, Any], text: str) -> None:
     node[last] = parsed
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: dict[str, Any], root: type[Section]) -> str:
     """One pydantic fault in the words of the config."""
     place = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
     where = ".".join(place)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
+        known = _known_keys(place[:-1], root)
         return f"{where}: unknown key; {did_you_mean(place[-1], known)}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
     return f"{where}: {message}{given}" if where else message
 
 
-def _known_keys(place: list[str]) -> list[str]:
+def _known_keys(place: list[str], root: type[Section]) -> list[str]:
     """The keys of the section at ``place``."""
-    section: Any = Config
+    section: Any = root
     for part in place:
         if not (isinstance(section, type) and issubclass(section, Section)):
             return []

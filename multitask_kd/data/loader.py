@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -201,7 +201,7 @@ def _start_worker(_: int) -> None:
 
     cv2.setNumThreads(0)  # the loader's processes are the parallelism
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training process decides
+    os.setpgid(0, 0)  # Ctrl-C and a group's SIGTERM are for the training process, which still needs batches to end its step
 
 
 def _loader(data: Dataset, workers: int, pin: bool, **kwargs) -> DataLoader:

@@ -220,6 +220,8 @@ class State:
     def _content(self, step: int) -> dict[str, Any]:
         return {
             "arch": self.run.arch,
+            "labelled_images": sum(len(p.indices) for p in self.run.pools if p.labelled),
+            "unlabelled_images": sum(len(p.indices) for p in self.run.pools if not p.labelled),
             "model": self.result().state_dict(),
             "metrics": self.metrics,
             "step": step,

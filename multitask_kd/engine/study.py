@@ -1,0 +1,166 @@
+"""A study: the same networks over several seeds, one table of mean and spread, one picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import build
+from ..checkpoint import load as load_checkpoint
+from ..config import Config, Study, dump, load_study
+from ..report.pictures import save_png, side_by_side
+from ..report.tables import mean_and_spread, spread_text, table
+from .log import clock
+from .pictures import compare
+from .train import train
+
+FIGURES = {"mIoU": ("seg", "mIoU"), "mAP": ("det", "mAP"), "mAP50": ("det", "mAP50")}
+
+
+def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | None:
+    """Train what is missing of the study in ``path``, then write results.json, results.md and picture.png in its folder.
+
+    A run that is finished is kept, one that was interrupted goes on where it stopped. Returns the results, or None when
+    a signal stopped a run. Raises UserError.
+    """
+    study, configs = load_study(path)
+    for runs in configs.values():
+        for config in runs.values():
+            build.check(config)
+    rows = []
+    for name, runs in configs.items():
+        results = {}
+        for seed, config in runs.items():
+            print(f"\n== {name}, seed {seed}: {Path(config.run.dir)}", flush=True)
+            result = finish(config, overwrite=overwrite)
+            if result is None:
+                return None
+            results[seed] = result
+        rows.append(describe(name, study, runs, results))
+    results = {"title": study.title, "dir": study.dir, "machine": machine(), "rows": rows, "gains": gains(study, rows)}
+    folder = Path(study.dir)
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "results.md").write_text(report(results, markdown=True) + "\n", encoding="utf-8")
+    if study.pictures:
+        save_png(folder / "picture.png", picture(study, configs))
+    return results
+
+
+def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:
+    """The metrics of a run: read where it is finished, else trained or resumed. "seconds" adds up over its parts."""
+    folder = Path(config.run.dir)
+    timing = folder / "seconds.json"
+    written = folder / "config.yaml"
+    same = written.is_file() and written.read_text(encoding="utf-8") == dump(config)
+    done = folder / "metrics.json"
+    if same and done.is_file() and not overwrite:
+        print(f"already done: {done}")
+        return json.loads(done.read_text(encoding="utf-8")) | json.loads(timing.read_text(encoding="utf-8"))
+    resume = same and (folder / "last.pt").is_file() and not overwrite
+    before = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if resume and timing.is_file() else 0.0
+    began = time.perf_counter()
+    metrics = train(config, resume=resume, overwrite=not resume)
+    spent = {"seconds": round(before + time.perf_counter() - began, 1)}
+    timing.write_text(json.dumps(spent) + "\n", encoding="utf-8")
+    return None if metrics is None else metrics | spent
+
+
+def describe(
+    name: str, study: Study, configs: Mapping[int, Config], results: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """One row: what the network saw, and its figures by seed."""
+    config = next(iter(configs.values()))
+    content = load_checkpoint(Path(config.run.dir) / "best.pt", name)
+    figures = {
+        key: [result[task][metric] for result in results.values()]
+        for key, (task, metric) in FIGURES.items()
+        if task in config.tasks
+    }
+    return {
+        "name": name,
+        "against": study.runs[name].against,
+        "seeds": list(configs),
+        "labelled_images": content["labelled_images"],
+        "unlabelled_images": content["unlabelled_images"],
+        "params": sum(v.numel() for k, v in content["model"].items() if not k.endswith(BUFFERS)),
+        "steps": config.train.steps,
+        **figures,
+        "seconds": [result["seconds"] for result in results.values()],
+    }
+
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def gains(study: Study, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each run minus its control, seed by seed."""
+    by_name = {row["name"]: row for row in rows}
+    found = []
+    for row in rows:
+        if row["against"] is None:
+            continue
+        control = by_name[row["against"]]
+        pairs = [(row["seeds"].index(s), control["seeds"].index(s)) for s in row["seeds"] if s in control["seeds"]]
+        found.append(
+            {"name": row["name"], "against": control["name"]}
+            | {key: [row[key][i] - control[key][j] for i, j in pairs] for key in FIGURES if key in row and key in control}
+        )
+    return found
+
+
+def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The tables of a study: the networks, and each one's gain over its control."""
+    rows = [
+        {
+            "network": row["name"],
+            "labels": row["labelled_images"],
+            "unlabelled": row["unlabelled_images"],
+            "parameters": f"{row['params'] / 1e6:.2f} M",
+            "steps": row["steps"],
+            **{key: spread_text(row[key]) for key in FIGURES if key in row},
+            "time": clock(mean_and_spread(row["seconds"])[0]),
+        }
+        for row in results["rows"]
+    ]
+    head = {k: k for k in ("network", "labels", "unlabelled", "parameters", "steps")}
+    shown = {key: key for key in FIGURES if any(key in row for row in results["rows"])}
+    parts = [f"{'## ' if markdown else ''}{results['title']}", results["machine"]]
+    parts.append(table(rows, {**head, **shown, "time": "time"}, markdown=markdown))
+    if results["gains"]:
+        differences = [
+            {"gain": f"{gain['name']} - {gain['against']}"} | {k: spread_text(gain[k]) for k in FIGURES if k in gain}
+            for gain in results["gains"]
+        ]
+        parts.append(table(differences, {"gain": "gain", **shown}, markdown=markdown))
+    return "\n\n".join(parts)
+
+
+def machine() -> str:
+    """One line on what the figures were measured with."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def picture(study: Study, configs: Mapping[str, Mapping[int, Config]]) -> np.ndarray:
+    """Truth and every network of the first seed, on validation images spread over the set: uint8 [H,W,3]."""
+    first = {name: next(iter(runs.values())) for name, runs in configs.items()}
+    config = next(iter(first.values()))
+    on = build.device(config.run.device)
+    nets, tasks = {}, {}
+    for name, one in first.items():
+        content = load_checkpoint(Path(one.run.dir) / "best.pt", name)
+        nets[name] = build.from_checkpoint(content, name).to(on).eval()
+        tasks = build.tasks(content["arch"], nets[name])
+    found = build.layout(config.data.val, "data.val")
+    spread = np.linspace(0, len(found) - 1, num=study.pictures + 2, dtype=int)[1:-1]
+    decode = {name: dict(task.decode) for name, task in config.tasks.items()}
+    rows = compare(found, spread, nets, tasks, config.data.input_size, decode, on)
+    return side_by_side(rows, ["truth", *nets], class_names={name: task.classes for name, task in tasks.items()})
