@@ -37,13 +37,18 @@ class Batch:
         images = self.images.to(device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        # images leave the loader as [B,H,W,C] in memory, which is channels_last: the other layout needs a copy
+        images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         targets = {
             task: {k: v.to(device, non_blocking=True) for k, v in target.items()}
             for task, target in self.targets.items()
         }
         return replace(self, images=images, targets=targets)
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory. The loader's pinning thread leaves classes without this method as they are."""
+        targets = {task: {k: v.pin_memory() for k, v in target.items()} for task, target in self.targets.items()}
+        return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def check(config: Config) -> None:
         check_options(kind.Head, section.head, f"{where}.head")
         check_options(kind.decode, section.decode, f"{where}.decode")
         head = _value_errors(f"{where}.head", kind.Head, config.model.width, config.model.strides, 2, **section.head)
-        TASKS.build(name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
+        hard = f"{where}.hard"
+        _value_errors(hard, TASKS.build, name, section.hard, hard, ("a", "b"), head.strides)
         if section.soft:
             build_soft(name, section)
 
@@ -54,7 +55,7 @@ def _value_errors(where: str, make: Any, *args: Any, **kwargs: Any) -> Any:
     """Call ``make``; what it says of a value becomes a UserError that names the place."""
     try:
         return make(*args, **kwargs)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
@@ -64,7 +65,8 @@ def build_soft(task: str, section: Any) -> nn.Module:
     if task not in kind.tasks:
         fitting = [n for n in LOSSES.names() if task in LOSSES.get(n, where).tasks]
         raise UserError(f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}")
-    return LOSSES.build(section.soft.loss, section.soft.options, f"{where}.options")
+    options = f"{where}.options"
+    return _value_errors(options, LOSSES.build, section.soft.loss, section.soft.options, options)
 
 
 def device(name: str) -> torch.device:
@@ -202,7 +204,7 @@ class Recipe:
         )
         augment = TrainTransform(config.data.input_size, **config.data.augment.model_dump())
         skip = config.data.on_error == "skip"
-        images = data_loader.TrainSet(self.train_layout, augment, config.run.seed, skip_errors=skip)
+        images = data_loader.TrainSet(self.train_layout, augment, config.run.seed, pools=self.pools, skip_errors=skip)
         pin = self.device.type == "cuda"
         return data_loader.train_loader(images, stream, list(self.tasks), workers=config.data.workers, pin=pin)
 

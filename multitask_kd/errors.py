@@ -12,6 +12,13 @@ class UserError(Exception):
     The command-line tools print the message without a traceback and exit with status 2.
     """
 
+    def __str__(self) -> str:
+        # torch raises a loader process's error again with that process's traceback as its message
+        message = super().__str__()
+        if message.startswith("Caught UserError in "):
+            message = message.rpartition(f"{__name__}.UserError: ")[2].rstrip()
+        return message
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A closing clause for "unknown X": the nearest known name, or the whole list."""

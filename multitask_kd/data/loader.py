@@ -36,6 +36,7 @@ class Place:
 
     draw: int
     index: int
+    pool: int
     labelled: bool
 
 
@@ -83,6 +84,7 @@ class BatchStream:
 
     def __init__(self, pools: Sequence[Pool], seed: int, start: int, stop: int):
         self.pools, self.seed, self.start, self.stop = list(pools), seed, start, stop
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # by pool: the pass it is in, and that pass's order
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -96,41 +98,49 @@ class BatchStream:
         places = []
         for position in range(batch * pool.share, (batch + 1) * pool.share):
             draw, offset = divmod(position, size)
-            places.append(Place(draw, int(pool.indices[self._order(key, size, draw)[offset]]), pool.labelled))
+            index = int(pool.indices[self._order(key, size, draw)[offset]])
+            places.append(Place(draw, index, key, pool.labelled))
         return places
 
     def _order(self, key: int, size: int, draw: int) -> np.ndarray:
-        if getattr(self, "_cached", (None,))[0] != (key, draw):
-            self._cached = ((key, draw), np.random.default_rng([self.seed, key, draw]).permutation(size))
-        return self._cached[1]
+        if self._orders.get(key, (None,))[0] != draw:
+            self._orders[key] = (draw, np.random.default_rng([self.seed, key, draw]).permutation(size))
+        return self._orders[key][1]
 
 
 class TrainSet(Dataset):
-    """Place -> (Sample at network size, index read, name of a skipped file or None)."""
+    """Place -> (Sample at network size, index read, name of a skipped file or None).
 
-    def __init__(self, layout: Layout, transform: TrainTransform, seed: int, *, skip_errors: bool):
+    pools: a broken image is replaced from its own pool, so that no label is used that was to be left out.
+    """
+
+    def __init__(self, layout: Layout, transform: TrainTransform, seed: int, *, pools: Sequence[Pool], skip_errors: bool):
         self.layout, self.transform, self.seed, self.skip_errors = layout, transform, seed, skip_errors
+        self.pools = list(pools)
 
     def __getitem__(self, place: Place) -> tuple[Sample, int, str | None]:
-        sample, index, skipped = read_or_next(self.layout, place.index, self.skip_errors)
+        sample, index, skipped = read_or_next(
+            self.layout, place.index, self.pools[place.pool].indices, self.skip_errors
+        )
         if not place.labelled:
             sample = Sample(sample.image)
         seed = np.random.SeedSequence([self.seed, place.draw, place.index]).generate_state(1)[0]
         return self.transform(sample, int(seed)), index, skipped
 
 
-def read_or_next(layout: Layout, index: int, skip_errors: bool) -> tuple[Sample, int, str | None]:
-    """Read an image; where it is broken and errors are skipped, the next one that is whole."""
+def read_or_next(layout: Layout, index: int, pool: np.ndarray, skip_errors: bool) -> tuple[Sample, int, str | None]:
+    """Read an image; where it is broken and errors are skipped, the next of ``pool`` (rising indices) that is whole."""
     skipped = None
-    for candidate in range(index, index + len(layout)):
-        candidate %= len(layout)
+    first = int(np.searchsorted(pool, index))
+    for place in range(first, first + len(pool)):
+        candidate = int(pool[place % len(pool)])
         try:
             return layout.read(candidate), candidate, skipped
         except UserError as error:
             if not skip_errors:
                 raise
             skipped = skipped or str(error)
-    raise UserError(f"no image of the data set can be read; the first error was: {skipped}")
+    raise UserError(f"none of {len(pool)} images can be read; the first error was: {skipped}")
 
 
 def collate_train(items: list[tuple[Sample, int, str | None]], tasks: Sequence[str]) -> tuple[Batch, list[str]]:
@@ -210,6 +220,7 @@ def _loader(data: Dataset, workers: int, pin: bool, **kwargs) -> DataLoader:
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=pin,
+        generator=torch.Generator(),  # else every new iterator draws from the global random state, and a resume is not exact
         prefetch_factor=4 if workers else None,
         **kwargs,
     )

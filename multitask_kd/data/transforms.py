@@ -70,6 +70,7 @@ class TrainTransform:
             steps.append(
                 A.Affine(
                     scale=tuple(scale),
+                    keep_ratio=True,
                     translate_percent=(-translate, translate),
                     rotate=(-rotate, rotate),
                     fill=FILL,

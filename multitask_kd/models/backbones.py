@@ -58,9 +58,11 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{where}: {path} is not a file of plain weights: {error}") from error
-    if isinstance(state, dict) and "model" in state and "arch" in state:
+    if isinstance(state, dict) and isinstance(state.get("model"), dict) and "arch" in state:
         prefix = "backbone."
         state = {k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)}
+    if not isinstance(state, dict):
+        raise UserError(f"{where}: {path} holds a {type(state).__name__}, not a state dict")
     own = encoder.state_dict()
     fits = {k: v for k, v in state.items() if k in own and getattr(v, "shape", None) == own[k].shape}
     missing = [k for k in own if k not in fits and not k.endswith("num_batches_tracked")]

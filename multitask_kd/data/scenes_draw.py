@@ -1,0 +1,255 @@
+"""One procedural street scene from a seed: composition, light, and the labels read off the instance map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+from .scenes_background import PAVEMENT, ROAD, STUFF, VEGETATION, Camera, draw_background
+from .scenes_objects import (
+    CAR,
+    COVER_LABEL,
+    CYCLIST,
+    IGNORE,
+    OBJECTS,
+    PEDESTRIAN,
+    SIGN,
+    TRUCK,
+    TYPICAL_HEIGHT,
+    draw_cover,
+    draw_object,
+)
+from .scenes_pen import CIRCLE, OVERSAMPLE, Pen
+
+SEG_CLASSES = STUFF + OBJECTS
+SPLITS = ("train", "val")
+FIRST_INSTANCE = 16  # label of the first object; below are the stuff classes
+MIN_VISIBLE = 0.35  # of an object's pixels
+MIN_SIDE_PX = 4.0
+BAND_SIDE_PX = 14  # objects at least this large may be given an ignored outline
+
+# How readily an object stands on road, pavement, vegetation, by object class. The rest is never chosen.
+GROUND_ODDS = {
+    CAR: {ROAD: 1.0, PAVEMENT: 0.12, VEGETATION: 0.08},
+    TRUCK: {ROAD: 1.0, PAVEMENT: 0.08, VEGETATION: 0.05},
+    PEDESTRIAN: {ROAD: 0.25, PAVEMENT: 1.0, VEGETATION: 0.4},
+    CYCLIST: {ROAD: 1.0, PAVEMENT: 0.5, VEGETATION: 0.15},
+    SIGN: {ROAD: 0.08, PAVEMENT: 1.0, VEGETATION: 0.9},
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An unlabelled scene: image uint8 [H,W,3]; ids uint8 [H,W] (stuff class, IGNORE, or FIRST_INSTANCE + object).
+
+    classes: of each object; whole: pixels [objects] each covered before others were drawn over it.
+    """
+
+    image: np.ndarray
+    ids: np.ndarray
+    classes: list[int]
+    whole: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labels:
+    """mask uint8 [H,W]; boxes float32 [M,4] x1,y1,x2,y2 in pixels; classes int64 [M]; area float32 [M] in pixels."""
+
+    mask: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    area: np.ndarray
+
+
+def scene(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, Labels]:
+    """Scene ``index`` of a split, a function of its arguments alone. size: (height, width) in pixels."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    drawing = draw(rng, size)
+    return drawing.image, label(rng, drawing)
+
+
+def draw(rng: Generator, size: tuple[int, int]) -> Drawing:
+    camera = _camera(rng, size)
+    back = draw_background(rng, camera)
+    canvas = OVERSAMPLE * size[1], OVERSAMPLE * size[0]
+    image = cv2.resize(back.image, canvas, interpolation=cv2.INTER_LINEAR)
+    ids = cv2.resize(back.labels, canvas, interpolation=cv2.INTER_NEAREST)
+    classes, whole, lamps = _populate(rng, camera, back, image, ids)
+    image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    ids = np.ascontiguousarray(ids[::OVERSAMPLE, ::OVERSAMPLE])
+    return Drawing(_expose(rng, image, lamps, back.light), ids, classes, np.array(whole) / OVERSAMPLE**2)
+
+
+def _camera(rng: Generator, size: tuple[int, int]) -> Camera:
+    height, width = size
+    eye = rng.uniform(1.3, 2.2) if rng.random() < 0.65 else rng.uniform(2.2, 4.0)
+    look = rng.random()
+    if look < 0.84:
+        yaw = rng.normal(0, 0.18)
+    elif look < 0.95:
+        yaw = rng.choice((-1, 1)) * rng.uniform(0.9, 1.7)
+    else:
+        yaw = rng.uniform(-1.2, 1.2)
+    focal = math.sqrt(height * width) * rng.uniform(0.8, 1.35)
+    return Camera(height, width, focal, height * rng.uniform(0.32, 0.5), eye, rng.normal(0, 0.025), yaw)
+
+
+def _populate(rng, camera, back, image, ids):
+    """Draw objects and covers, far ones first. Returns classes, whole pixels and lamps (column, row, radius)."""
+    things = _arrange(rng, camera, back.labels)
+    classes: list[int] = []
+    whole: list[int] = []
+    lamps = []
+    for depth, u, kind in sorted(things, key=lambda thing: -thing[0]):
+        scale, foot = camera.focal / depth, (u, camera.horizon + camera.focal * camera.eye / depth)
+        is_object = not isinstance(kind, str)
+        name = FIRST_INSTANCE + len(classes) if is_object else COVER_LABEL[kind]
+        pen = Pen(image, ids, name, camera, foot, scale, back.haze, 1 - math.exp(-depth / back.fog_m))
+        if not is_object:
+            draw_cover(pen, rng, kind)
+            continue
+        turn = _turn(rng, camera, kind, u)
+        _shadow(rng, pen, back.image, kind, turn)
+        draw_object(pen, rng, kind, turn)
+        classes.append(kind)
+        whole.append(int(np.count_nonzero(ids == name)))
+        if kind in (CAR, TRUCK) and abs(math.sin(turn)) < 0.5 and back.light != "day" and rng.random() < 0.7:
+            lamps += [(*camera.turn(u + x * scale, foot[1] - 0.75 * scale), 0.25 * scale) for x in (-0.6, 0.6)]
+    return classes, whole, lamps
+
+
+def _arrange(rng, camera, ground):
+    """Where things stand: a list of (depth in metres, level column, object class or cover name)."""
+    nearest, things = camera.nearest, []
+    wanted = 1 + int(rng.binomial(7, 0.36))
+    for attempt in range(wanted + 10):
+        if attempt >= wanted and things:
+            break  # extra attempts are for scenes that would stay empty
+        kind = int(rng.choice(len(OBJECTS), p=(0.24, 0.17, 0.22, 0.19, 0.18)))
+        smallest = rng.uniform(8, 14) if rng.random() < 0.15 else rng.uniform(18, 32)
+        farthest = max(camera.focal * TYPICAL_HEIGHT[kind] / smallest, nearest * 1.3)
+        place = _place(rng, camera, ground, nearest, farthest, GROUND_ODDS[kind])
+        if place is None:
+            continue
+        things.append((*place, kind))
+        if kind in (CAR, PEDESTRIAN, CYCLIST) and rng.random() < 0.18:  # company, often half hidden
+            depth, u = place
+            step = rng.choice((-1, 1)) * rng.uniform(0.5, 1.2) * TYPICAL_HEIGHT[kind] * camera.focal / depth
+            things.append((depth * rng.uniform(1.03, 1.25), u + step, kind))
+    covers = ("tree", "bush", "wall", "post")
+    for _ in range(int(rng.poisson(0.7))):
+        kind = str(rng.choice(covers, p=(0.34, 0.3, 0.12, 0.24)))
+        odds = {PAVEMENT: 1.0, VEGETATION: 1.0, ROAD: 0.04}
+        place = _place(rng, camera, ground, nearest * 1.1, 25.0, odds)
+        if place is not None:
+            things.append((*place, kind))
+    return things
+
+
+def _place(rng, camera, ground, nearest, farthest, odds):
+    """(depth, level column) of a free spot that suits, or None after a few tries."""
+    for _ in range(8):
+        depth = nearest * (max(farthest, nearest) / nearest) ** rng.random()
+        u = rng.uniform(0.03, 0.97) * camera.width
+        v = min(camera.horizon + camera.focal * camera.eye / depth, camera.height - 1)
+        column, row = camera.turn(u, v)
+        row, column = min(max(int(row), 0), camera.height - 1), min(max(int(column), 0), camera.width - 1)
+        if rng.random() < odds.get(int(ground[row, column]), 0.0):
+            return depth, u
+    return None
+
+
+def _turn(rng, camera, kind, u) -> float:
+    """Angle between the line of sight and an object's heading: traffic keeps to the street, people do not."""
+    if kind in (PEDESTRIAN, SIGN):
+        return rng.uniform(0, 2 * math.pi)
+    sight = math.atan2(u - camera.width / 2, camera.focal)
+    stray = math.pi / 2 if rng.random() < 0.2 else 0.0
+    return camera.yaw + sight + stray + rng.normal(0, 0.12)
+
+
+def _shadow(rng, pen: Pen, ground: np.ndarray, kind: int, turn: float) -> None:
+    """Darken the ground under an object: a flat ellipse in the colour that ``ground``, uint8 [H,W,3], has at its foot."""
+    length, width = {CAR: (4.4, 1.8), TRUCK: (7, 2.4), CYCLIST: (1.6, 0.5)}.get(kind, (0.7, 0.5))
+    half = (length * abs(math.sin(turn)) + width * abs(math.cos(turn))) / 2 * rng.uniform(0.95, 1.15)
+    u, v = pen.camera.turn(*pen.foot)
+    row, column = min(max(int(v), 0), ground.shape[0] - 1), min(max(int(u), 0), ground.shape[1] - 1)
+    colour = ground[row, column] * rng.uniform(0.4, 0.75)
+    drift, flat = rng.normal(0, 0.25) * half, rng.uniform(0.12, 0.22)
+    pen.detail([(drift + half * x, flat * y) for x, y in CIRCLE], colour)
+
+
+def _expose(rng, image, lamps, light) -> np.ndarray:
+    """What the camera makes of the light: exposure, cast, gradient, glare, blur, noise. uint8 [H,W,3] in and out."""
+    height, width = image.shape[:2]
+    gain = {"day": rng.uniform(0.8, 1.15), "dusk": rng.uniform(0.65, 1.0), "night": rng.uniform(0.6, 0.9)}[light]
+    cast = rng.normal(1, 0.04, 3)
+    contrast = rng.uniform(0.8, 1.15)
+    levels = np.arange(256.0)
+    if light == "day":
+        levels = (levels - 110) * contrast + 110
+    curve = np.clip(levels[:, None, None] * gain * cast, 0, 255).astype(np.uint8)
+    lit = cv2.LUT(image, curve).astype(np.float32)
+    if rng.random() < 0.6:  # one side in shadow, as between houses
+        angle, depth = rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 0.35)
+        across, along = np.linspace(-0.5, 0.5, width, dtype=np.float32), np.linspace(-0.5, 0.5, height, dtype=np.float32)
+        ramp = (1 - depth / 2) - depth * (across * math.cos(angle) + along[:, None] * math.sin(angle))
+        lit *= cv2.merge([ramp] * 3)
+    for u, v, radius in lamps:
+        _glare(lit, u, v, max(radius, 0.8))
+    if rng.random() < 0.3:
+        lit = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.3, 0.7))
+    grain = rng.standard_normal((height, width), np.float32) * np.float32(rng.uniform(0.5, 3.5))
+    lit += cv2.merge([grain] * 3)
+    lit += (rng.random((height, width, 3), np.float32) - np.float32(0.5)) * np.float32(rng.uniform(2, 7))
+    return np.clip(lit, 0, 255).astype(np.uint8)
+
+
+def _glare(lit, u, v, radius) -> None:
+    """Add a lamp's glow around column ``u``, row ``v``."""
+    reach = int(radius * 5) + 1
+    top, left = max(int(v) - reach, 0), max(int(u) - reach, 0)
+    patch = lit[top : max(int(v) + reach + 1, 0), left : max(int(u) + reach + 1, 0)]
+    if not patch.size:
+        return
+    rows = (np.arange(patch.shape[0]) + top - v)[:, None] ** 2
+    columns = (np.arange(patch.shape[1]) + left - u)[None] ** 2
+    glow = 190 * np.exp(-(rows + columns) / (2.5 * radius**2))
+    patch += glow.astype(np.float32)[..., None] * np.float32((1, 0.95, 0.8))
+
+
+def label(rng: Generator, drawing: Drawing) -> Labels:
+    """Masks and boxes of what can be seen. Objects too hidden or too small are IGNORE in the mask and have no box."""
+    to_class = np.full(256, IGNORE, np.uint8)
+    to_class[: len(STUFF)] = np.arange(len(STUFF))
+    boxes, classes, areas, outlined = [], [], [], []
+    for i, kind in enumerate(drawing.classes):
+        name = FIRST_INSTANCE + i
+        own = drawing.ids == name
+        area = int(np.count_nonzero(own))
+        if area < MIN_VISIBLE * drawing.whole[i] or area == 0:
+            continue
+        rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+        box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE_PX:
+            continue
+        to_class[name] = len(STUFF) + kind
+        boxes.append(box)
+        classes.append(kind)
+        areas.append(area)
+        if min(box[2] - box[0], box[3] - box[1]) >= BAND_SIDE_PX and rng.random() < 0.4:
+            outlined.append(name)
+    mask = to_class[drawing.ids]
+    _ignore_outlines(mask, drawing.ids, outlined)
+    return Labels(mask, np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64), np.array(areas, np.float32))
+
+
+def _ignore_outlines(mask: np.ndarray, ids: np.ndarray, names: list[int]) -> None:
+    """Mark the stuff that touches these objects IGNORE, as an annotator unsure of an outline would; objects stay whole."""
+    for name in names:
+        band = cv2.dilate((ids == name).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        mask[band & (ids < FIRST_INSTANCE)] = IGNORE

@@ -1,0 +1,406 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from multitask_kd.batch import CROWD, PAD
+from multitask_kd.data.loader import Truth
+from multitask_kd.data.transforms import Geometry, fit
+from multitask_kd.models.dense_head import DenseHead, cells, decode_boxes
+from multitask_kd.tasks.assign import simota
+from multitask_kd.tasks.detection import Detection, Detections
+
+CPU = torch.device("cpu")
+SIZE, STRIDES = (64, 96), (8, 16)
+CLASSES = ("cat", "dog", "owl")
+SURE = 12.0  # a logit of probability 1 - 6e-6
+
+
+def task(**options):
+    return Detection(CLASSES, STRIDES, **options)
+
+
+def target(boxes, classes, labelled=None):
+    """Lists by image, padded."""
+    most = max((len(b) for b in boxes), default=0)
+    padded = torch.zeros(len(boxes), most, 4)
+    kinds = torch.full((len(boxes), most), PAD)
+    for i, (b, c) in enumerate(zip(boxes, classes, strict=True)):
+        if len(b):
+            padded[i, : len(b)], kinds[i, : len(b)] = torch.tensor(b, dtype=torch.float32), torch.tensor(c)
+    marks = torch.ones(len(boxes), dtype=torch.bool) if labelled is None else torch.tensor(labelled)
+    return {"boxes": padded, "classes": kinds, "labelled": marks}
+
+
+def noise(images=2, seed=0, scale=1.0):
+    count = len(cells(SIZE, STRIDES, CPU)[0])
+    return scale * torch.randn(images, count, 5 + len(CLASSES), generator=torch.Generator().manual_seed(seed))
+
+
+TRUTH_BOXES = [[[8.0, 6, 40, 44], [50, 20, 90, 60]], [[30.0, 10, 52, 30]]]
+TRUTH_CLASSES = [[0, 2], [1]]
+
+
+def perfect(boxes, classes):
+    """Raw outputs whose matched cells decode to their boxes, surely, and whose other cells are surely background."""
+    truth = target(boxes, classes)
+    centres, scales = cells(SIZE, STRIDES, CPU)
+    raw = torch.full((len(boxes), len(centres), 5 + len(CLASSES)), -SURE)
+    raw[..., :4] = 0
+    for i, (own, kinds) in enumerate(zip(boxes, classes, strict=True)):
+        for box, kind in zip(torch.tensor(own).reshape(-1, 4), kinds, strict=True):
+            inside = ((centres > box[:2]) & (centres < box[2:])).all(-1)
+            raw[i, inside, 0:2] = ((box[:2] + box[2:]) / 2 - centres[inside]) / scales[inside, None]
+            raw[i, inside, 2:4] = ((box[2:] - box[:2]) / scales[inside, None]).log()
+            raw[i, inside, 4] = SURE
+            raw[i, inside, 5 + kind] = SURE
+    match = simota(
+        truth["boxes"], truth["classes"], decode_boxes(raw, centres, scales), raw[..., 4], raw[..., 5:], centres, scales
+    )
+    raw[..., 4] = torch.where(match.positive, SURE, -SURE)
+    return raw, truth
+
+
+# --- cells and their boxes
+
+
+def test_cells_by_hand():
+    centres, scales = cells((16, 24), (8, 16), CPU)
+    assert centres.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8], [24, 8]]
+    assert scales.tolist() == [8.0] * 6 + [16.0] * 2  # 24 / 16 rounds up to two columns
+
+
+def test_decode_boxes_by_hand():
+    centres, scales = torch.tensor([[12.0, 20.0], [24.0, 8.0]]), torch.tensor([8.0, 16.0])
+    raw = torch.tensor([[[0.5, -1.0, math.log(2), math.log(3), 9.0, 9.0], [0, 0, 0, 0, 9, 9]]])
+    # centre (12 + 8/2, 20 - 8) = (16, 12), size (2 * 8, 3 * 8); centre (24, 8), size 16 x 16
+    assert torch.allclose(decode_boxes(raw, centres, scales), torch.tensor([[[8.0, 0, 24, 24], [16, 0, 32, 16]]]))
+
+
+def test_decode_boxes_does_not_overflow():
+    raw = torch.zeros(1, 2, 6)
+    raw[..., 2:4] = torch.tensor([[500.0], [-500.0]])
+    boxes = decode_boxes(raw, torch.zeros(2, 2), torch.tensor([8.0, 8.0]))
+    assert torch.isfinite(boxes).all()
+    assert boxes[0, 0, 2].item() == pytest.approx(4 * math.exp(6), rel=1e-6)
+    assert boxes[0, 1].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (32, 32), (96, 160)])
+@pytest.mark.parametrize("strides", [(8, 16, 32), (32, 8), (16,)])
+def test_the_heads_cells_come_in_the_order_of_cells(size, strides):
+    # Every feature cell holds the place of its own centre, and the box branch passes it on.
+    head = DenseHead(8, (8, 16, 32), 2, strides=strides)
+    head.box_tower, head.class_tower = nn.Identity(), nn.Identity()
+    with torch.no_grad():
+        head.box.weight.zero_()
+        head.box.weight[0, 0] = head.box.weight[1, 1] = 1.0
+    levels = {}
+    for stride in (8, 16, 32):
+        feature = torch.zeros(2, 8, size[0] // stride, size[1] // stride)
+        feature[:, 0] = (torch.arange(size[1] // stride) + 0.5) * stride
+        feature[:, 1] = ((torch.arange(size[0] // stride) + 0.5) * stride)[:, None]
+        levels[stride] = feature
+    raw = head(levels)
+    centres, scales = cells(size, head.strides, CPU)
+    assert raw.shape == (2, len(centres), 4 + 1 + 2)
+    assert torch.equal(raw[0, :, :2], centres) and torch.equal(raw[1, :, :2], centres)
+    assert len(scales) == len(centres)
+
+
+def test_head_starts_at_its_prior_and_learns_a_size_by_level():
+    head = DenseHead(16, (8, 16), 2, prior=0.1)
+    assert head.objectness.bias.sigmoid().item() == pytest.approx(0.1)
+    assert head.classifier.bias.sigmoid().tolist() == pytest.approx([0.1, 0.1])
+    with torch.no_grad():
+        head.box.weight.zero_()
+        head.size_bias[1] = 2.0
+    raw = head({8: torch.zeros(1, 16, 2, 2), 16: torch.zeros(1, 16, 1, 1)})
+    assert raw[0, :, 2:4].tolist() == [[0, 0]] * 4 + [[2, 2]]
+
+
+def test_head_refuses_a_stride_that_the_pyramid_lacks():
+    with pytest.raises(ValueError, match=r"no stride 64; it has \[8, 16\]"):
+        DenseHead(8, (8, 16), 2, strides=(8, 64))
+
+
+# --- losses
+
+
+def test_perfect_prediction_scores_the_floor():
+    raw, truth = perfect(TRUTH_BOXES, TRUTH_CLASSES)
+    losses = task().losses(raw, truth, SIZE)
+    assert losses["box"].item() == pytest.approx(0, abs=1e-4)
+    # every cell costs ln(1 + e^-12) = 6.1e-6; 120 cells an image, more than 1 cell matched
+    assert losses["objectness"].item() < 2 * 120 * 6.2e-6
+    assert losses["class"].item() < 1e-3  # 3 classes of 6.1e-6, and the IoU target is 1 less rounding
+
+
+def test_any_step_away_from_the_perfect_prediction_costs():
+    raw, truth = perfect(TRUTH_BOXES, TRUTH_CLASSES)
+    floor = sum(task().losses(raw, truth, SIZE).values())
+    matched = raw[0, :, 4].argmax()
+    for channel, change in ((0, 0.3), (1, -0.3), (2, 0.3), (3, -0.3), (4, -SURE), (5, -SURE)):
+        worse = raw.clone()
+        worse[0, matched, channel] += change
+        assert sum(task().losses(worse, truth, SIZE).values()) > floor + 1e-2, channel
+    background = raw[0, :, 4].argmin()
+    worse = raw.clone()
+    worse[0, background, 4] = SURE
+    assert sum(task().losses(worse, truth, SIZE).values()) > floor + 1e-2
+
+
+def test_losses_by_hand():
+    # One cell of stride 32 in the middle of a 32x32 image; it predicts [0,0,32,32]; the truth is [0,0,32,16].
+    det = Detection(("a", "b"), (32,))
+    raw = torch.zeros(1, 1, 7)
+    raw[0, 0, 4:] = torch.tensor([1.0, 2.0, -3.0])
+    losses = det.losses(raw, target([[[0.0, 0, 32, 16]]], [[0]]), (32, 32))
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    # IoU 1/2, and the hull is the larger box, so GIoU = 1/2 too
+    assert losses["box"].item() == pytest.approx(0.5, abs=1e-5)
+    assert losses["objectness"].item() == pytest.approx(softplus(-1.0), rel=1e-5)
+    # class a has the target IoU = 1/2: softplus(2) - 2/2; class b the target 0: softplus(-3)
+    assert losses["class"].item() == pytest.approx(softplus(2.0) - 1.0 + softplus(-3.0), rel=1e-5)
+
+
+def test_weights_are_the_options():
+    assert task().weights == {"box": 5.0, "objectness": 1.0, "class": 1.0}
+    chosen = task(box=2.0, objectness=3.0, classification=4.0)
+    assert chosen.weights == {"box": 2.0, "objectness": 3.0, "class": 4.0}
+    assert set(chosen.losses(noise(), target(TRUTH_BOXES, TRUTH_CLASSES), SIZE)) == set(chosen.weights)
+
+
+def test_losses_are_averaged_over_matched_cells_of_the_whole_batch():
+    raw, truth = noise(1), target(TRUTH_BOXES[:1], TRUTH_CLASSES[:1])
+    once = task().losses(raw, truth, SIZE)
+    twice = task().losses(raw.repeat(2, 1, 1), {k: v.repeat(2, *[1] * (v.dim() - 1)) for k, v in truth.items()}, SIZE)
+    for name in once:
+        assert twice[name].item() == pytest.approx(once[name].item(), rel=1e-5)
+
+
+def test_rows_of_padding_change_nothing():
+    raw, truth = noise(), target(TRUTH_BOXES, TRUTH_CLASSES)
+    padded = target(TRUTH_BOXES, TRUTH_CLASSES)
+    padded["boxes"] = torch.cat([truth["boxes"], torch.full((2, 3, 4), 30.0)], dim=1)
+    padded["classes"] = torch.cat([truth["classes"], torch.full((2, 3), PAD)], dim=1)
+    first, second = task().losses(raw, truth, SIZE), task().losses(raw, padded, SIZE)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_unlabelled_images_contribute_nothing():
+    truth = target(TRUTH_BOXES, TRUTH_CLASSES, labelled=[True, False])
+    raw = noise().requires_grad_()
+    losses = task().losses(raw, truth, SIZE)
+    sum(losses.values()).backward()
+    assert raw.grad[1].eq(0).all()
+    assert raw.grad[0, :, 4].ne(0).all()  # objectness is trained in every cell of the labelled one
+    # neither the labels nor the outputs of the unlabelled image matter, nor that it is there
+    truth["boxes"][1], truth["classes"][1] = 1.0, CROWD
+    other = raw.detach().clone()
+    other[1] = 5.0
+    alone = {k: v[:1] for k, v in truth.items()}
+    for again in (task().losses(other, truth, SIZE), task().losses(raw[:1], alone, SIZE)):
+        for name in losses:
+            assert again[name].item() == pytest.approx(losses[name].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_nothing_labelled_is_zero_with_zero_gradient(most):
+    truth = target([[[1.0, 1, 20, 20]] * most] * 2, [[0] * most] * 2, labelled=[False, False])
+    raw = noise().requires_grad_()
+    losses = task().losses(raw, truth, SIZE)
+    sum(losses.values()).backward()
+    assert all(v.item() == 0 for v in losses.values())
+    assert raw.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1])  # no row at all, or a row of padding
+def test_labelled_images_without_boxes_train_the_background(rows):
+    truth = target([[], []], [[], []])
+    if rows:
+        truth["boxes"], truth["classes"] = torch.zeros(2, 1, 4), torch.full((2, 1), PAD)
+    raw = noise().requires_grad_()
+    losses = task().losses(raw, truth, SIZE)
+    sum(losses.values()).backward()
+    assert losses["box"].item() == 0 and losses["class"].item() == 0
+    assert torch.isfinite(losses["objectness"]) and losses["objectness"] > 0
+    assert raw.grad[..., 4].gt(0).all()  # towards background everywhere
+    assert raw.grad[..., :4].eq(0).all() and raw.grad[..., 5:].eq(0).all()
+
+
+def test_crowds_are_neither_object_nor_background():
+    crowd = [40.0, 0, 96, 64]
+    boxes, kinds = [[crowd, [10.0, 10, 38, 38], [60, 20, 84, 44]]], [[CROWD, 0, 1]]
+    raw = noise(1).requires_grad_()
+    losses = task().losses(raw, target(boxes, kinds), SIZE)
+    sum(losses.values()).backward()
+    centres, scales = cells(SIZE, STRIDES, CPU)
+    inside = (centres[:, 0] >= 40) & (centres[:, 0] <= 96)
+    trained = raw.grad[0, :, 4] != 0
+    matched = raw.grad[0, :, 5:].ne(0).any(-1)  # cells of either object
+    assert trained[~inside].all()  # background and object outside the crowd
+    assert (inside & matched).any(), "the object inside the crowd has no cell"
+    assert torch.equal(trained[inside], matched[inside])  # inside only the object's own cells
+    # without the crowd the cells there are background
+    plain = noise(1).requires_grad_()
+    sum(task().losses(plain, target([boxes[0][1:]], [kinds[0][1:]]), SIZE).values()).backward()
+    assert plain.grad[0, :, 4].ne(0).all()
+    assert len(scales) == len(trained)
+
+
+def test_a_crowd_reaches_its_own_image_only():
+    boxes, kinds = [[[0.0, 0, 96, 64]], [[10.0, 10, 38, 38]]], [[CROWD], [0]]
+    raw = noise().requires_grad_()
+    sum(task().losses(raw, target(boxes, kinds), SIZE).values()).backward()
+    assert raw.grad[0].eq(0).all()
+    assert raw.grad[1, :, 4].ne(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_predictions(dtype):
+    raw, truth = noise(seed=3).to(dtype), target(TRUTH_BOXES, TRUTH_CLASSES)
+    exact = task().losses(raw.float(), truth, SIZE)
+    losses = task().losses(raw.requires_grad_(), truth, SIZE)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact[name].item(), rel=1e-6)
+    sum(losses.values()).backward()
+    assert torch.isfinite(raw.grad).all()
+    assert all(d.boxes.dtype == torch.float32 for d in task().decode(raw, SIZE))
+
+
+def test_wild_predictions_give_finite_gradients():
+    raw = noise(scale=200.0).requires_grad_()
+    losses = task().losses(raw, target(TRUTH_BOXES, TRUTH_CLASSES), SIZE)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert torch.isfinite(raw.grad).all()
+
+
+def test_descent_on_raw_outputs_finds_the_boxes():
+    raw = noise(scale=0.1).requires_grad_()
+    truth = target(TRUTH_BOXES, TRUTH_CLASSES)
+    optimizer = torch.optim.Adam([raw], lr=0.2)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / 200)
+        optimizer.zero_grad()
+        losses = task().losses(raw, truth, SIZE)
+        sum(losses[k] * w for k, w in task().weights.items()).backward()
+        optimizer.step()
+    assert losses["box"] < 0.05
+    assert evaluate(raw.detach())["mAP50"] == 100
+
+
+# --- decode, restore, score
+
+
+def evaluate(raw, geometries=None):
+    det, metric = task(), task().metric()
+    for i, found in enumerate(det.decode(raw, SIZE)):
+        geometry = geometries[i] if geometries else Geometry(SIZE, SIZE)
+        ratio = np.array([geometry.original[1] / geometry.content[1], geometry.original[0] / geometry.content[0]] * 2)
+        boxes = (np.array(TRUTH_BOXES[i]) * ratio).astype(np.float32)
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        crowd = np.zeros(len(boxes), bool)
+        truth = Truth(i, geometry, None, boxes, np.array(TRUTH_CLASSES[i]), crowd, area)
+        det.score(metric, det.restore(found, geometry), truth)
+    return metric.compute()
+
+
+def test_perfect_prediction_has_perfect_ap():
+    raw, _ = perfect(TRUTH_BOXES, TRUTH_CLASSES)
+    result = evaluate(raw)
+    assert result["mAP"] == 100 and result["mAP75"] == 100
+    assert result["AP"] == {"cat": 100, "dog": 100, "owl": 100}
+
+
+def test_perfect_prediction_has_perfect_ap_at_the_original_size():
+    raw, _ = perfect(TRUTH_BOXES, TRUTH_CLASSES)
+    assert evaluate(raw, [Geometry((128, 192), (64, 96)), Geometry((45, 77), (56, 96))])["mAP"] == 100
+
+
+def test_a_shifted_or_unsure_prediction_scores_less():
+    raw, _ = perfect(TRUTH_BOXES, TRUTH_CLASSES)
+    shifted = raw.clone()
+    shifted[..., 0] += 0.5
+    assert evaluate(shifted)["mAP"] < 90
+    wrong = raw.clone()
+    wrong[..., 5:] = wrong[..., 5:].roll(1, -1)
+    assert evaluate(wrong)["mAP"] == 0
+
+
+def test_an_unlabelled_image_is_not_scored():
+    metric = task().metric()
+    found = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    task().score(metric, found, Truth(0, Geometry(SIZE, SIZE), None, None, None, None, None))
+    assert metric.compute()["mAP"] is None
+
+
+def sparse(*entries):
+    """Raw outputs that are background but for (cell, objectness logit, class, class logit)."""
+    raw = torch.full((1, len(cells(SIZE, STRIDES, CPU)[0]), 5 + len(CLASSES)), -30.0)
+    raw[..., :4] = 0
+    for cell, objectness, kind, logit in entries:
+        raw[0, cell, 4], raw[0, cell, 5 + kind] = objectness, logit
+    return raw
+
+
+def test_decode_by_hand():
+    # cell 0 is [0,0,8,8], cell 1 is [8,0,16,8]; scores: sigmoid(ln 3) = 3/4 times sigmoid(0) or sigmoid(ln 3)
+    raw = sparse((0, math.log(3), 1, 0.0), (1, math.log(3), 2, math.log(3)))
+    (found,) = task().decode(raw, SIZE)
+    assert found.scores.tolist() == pytest.approx([9 / 16, 3 / 8])
+    assert found.classes.tolist() == [2, 1]
+    assert found.boxes.tolist() == [[8, 0, 16, 8], [0, 0, 8, 8]]
+
+
+def test_decode_suppresses_within_a_class_only():
+    raw = sparse((0, 9.0, 1, 2.0), (1, 9.0, 1, 1.0), (12, 9.0, 2, 3.0))
+    raw[0, 1, 0] = -1.0  # cell 1 one stride to the left, cell 12 one stride up: both are cell 0's box now
+    raw[0, 12, 1] = -1.0
+    (found,) = task().decode(raw, SIZE)
+    assert found.classes.tolist() == [2, 1]
+    assert found.scores[1].item() == pytest.approx(torch.sigmoid(torch.tensor(2.0)).item(), rel=1e-3)
+    (all_three,) = task().decode(raw, SIZE, nms_iou=1.0)
+    assert len(all_three.boxes) == 3
+
+
+def test_decode_options():
+    raw = sparse(*((cell, 9.0, 0, 4.0 - cell) for cell in range(6)))
+    assert len(task().decode(raw, SIZE, max_detections=2)[0].scores) == 2
+    assert len(task().decode(raw, SIZE, before_nms=4)[0].scores) == 4
+    (sure,) = task().decode(raw, SIZE, score_threshold=0.6)  # sigmoid of 4, 3, 2, 1 is above .6; of 0 not
+    assert sure.scores.min() > 0.6 and len(sure.scores) == 4
+    (none,) = task().decode(sparse(), SIZE)
+    assert none.boxes.shape == (0, 4) and none.scores.shape == none.classes.shape == (0,)
+
+
+def test_decode_gives_one_cell_several_classes_and_clips_to_the_image():
+    raw = sparse((0, 9.0, 0, 3.0), (0, 9.0, 2, 1.0))
+    raw[0, 0, 2:4] = 2.0  # 8 e^2 = 59 pixels wide round (4, 4)
+    (found,) = task().decode(raw, SIZE)
+    assert found.classes.tolist() == [0, 2]
+    reach = 4 + 4 * math.exp(2)
+    assert found.boxes[0].tolist() == pytest.approx([0, 0, reach, reach], rel=1e-5)
+    raw[0, 0, 2:4] = 5.0
+    assert task().decode(raw, SIZE)[0].boxes[0].tolist() == [0, 0, 96, 64]
+
+
+@pytest.mark.parametrize("original", [(480, 640), (100, 30), (33, 250)])
+def test_restore_is_the_way_back_from_the_letterbox(original):
+    geometry = fit(original, SIZE)
+    boxes = torch.tensor([[1.0, 2, 20, 30], [0, 0, original[1], original[0]]])
+    ratio = torch.tensor([geometry.content[1] / original[1], geometry.content[0] / original[0]] * 2)
+    found = Detections(boxes * ratio, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]))
+    back = task().restore(found, geometry)
+    assert torch.allclose(back.boxes, boxes, atol=1e-3)
+    assert torch.equal(back.scores, found.scores) and torch.equal(back.classes, found.classes)
+
+
+def test_restore_clips_what_lies_in_the_padding():
+    geometry = Geometry((100, 100), (64, 64))  # in 64 x 96: columns from 64 are padding
+    found = Detections(torch.tensor([[32.0, 0, 90, 64]]), torch.ones(1), torch.zeros(1, dtype=torch.long))
+    assert task().restore(found, geometry).boxes.tolist() == [[50, 0, 100, 100]]
