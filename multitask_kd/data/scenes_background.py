@@ -16,19 +16,19 @@ from numpy.random import Generator
 STUFF = ("sky", "building", "road", "pavement", "vegetation")
 SKY, BUILDING, ROAD, PAVEMENT, VEGETATION = range(len(STUFF))
 
-# Anchor colours, RGB. Road, pavement and walls draw from the same list, so a colour does not name its class.
+# Anchor colours, RGB. The lists touch each other, and light and shadow shift them, so a colour hints at its class only.
 MASONRY = np.array(
     [
-        (120, 120, 122), (160, 155, 148), (88, 86, 90), (152, 92, 72), (204, 198, 186), (176, 150, 116),
-        (68, 70, 82), (112, 88, 70), (192, 168, 150), (132, 142, 152), (104, 108, 98), (140, 126, 120),
+        (152, 92, 72), (176, 150, 116), (132, 84, 64), (192, 150, 120), (150, 120, 100), (168, 108, 92),
+        (120, 84, 78), (112, 88, 70), (190, 128, 96), (140, 104, 84),
     ],
     np.float32,
 )  # fmt: skip
-PAVING = np.array([(172, 162, 150), (188, 172, 150), (152, 142, 136), (190, 152, 132), (162, 166, 170)], np.float32)
+PAVING = np.array([(196, 190, 176), (206, 200, 182), (184, 182, 178), (190, 184, 170)], np.float32)
 FOLIAGE = np.array(
     [
-        (70, 110, 46), (92, 128, 60), (46, 82, 44), (112, 122, 56),
-        (80, 104, 62), (60, 96, 40), (146, 124, 56), (120, 142, 76),
+        (70, 116, 46), (92, 134, 60), (46, 88, 44), (104, 130, 56),
+        (72, 110, 56), (60, 102, 40), (116, 146, 76),
     ],
     np.float32,
 )  # fmt: skip
@@ -106,9 +106,9 @@ def draw_background(rng: Generator, camera: Camera) -> Background:
     coarse = smooth_noise(rng, height, width, (6, 8)) + 0.6 * smooth_noise(rng, height, width, (24, 32))
     fine = rng.random((height, width), np.float32) - np.float32(0.5)
 
-    light = ("day", "dusk", "night")[int(rng.choice(3, p=(0.82, 0.11, 0.07)))]
+    light = ("day", "dusk", "night")[int(rng.choice(3, p=(0.9, 0.08, 0.02)))]
     haze, zenith = (np.float32(colours[rng.integers(3)]) * np.float32(rng.uniform(0.85, 1.1)) for colours in LIGHTS[light])
-    fog_m = float(rng.choice((30, 80, 250), p=(0.04, 0.2, 0.76)) * rng.uniform(0.8, 1.3))
+    fog_m = float(rng.choice((30, 80, 250), p=(0.01, 0.09, 0.9)) * rng.uniform(0.8, 1.3))
 
     image, labels = _sky(rng, right, down, coarse, haze, zenith)
     street = _Street(rng, clearance=2.2 + 1.8 * abs(sin) * camera.nearest)
@@ -135,7 +135,7 @@ def _sky(rng, right, down, coarse, haze, zenith):
         knots = (right * rng.uniform(0.3, 0.6) + 0.5) * (len(bumps) - 1)
         profile = bumps[np.clip(knots, 0, len(bumps) - 1).astype(np.int32)] if towers else 0.6 + 0.4 * coarse
         far = -down < profile * rng.uniform(0.05, 0.22)
-        colour = shades(rng, MASONRY if towers else FOLIAGE, 1)[0] * 0.6 + haze * 0.4
+        colour = shades(rng, MASONRY if towers else FOLIAGE, 1)[0] * 0.8 + haze * 0.2
         labels[far] = BUILDING if towers else VEGETATION
         np.copyto(image, colour[:, None, None] * (1 + 0.2 * coarse), where=far)
     return image, labels
@@ -258,14 +258,14 @@ class _Street:
         crossing = (z > self.crossing[0]) & (z < self.crossing[1])
         road = (off < self.half) | crossing
         paved = ~road & (off < self.half + width)
-        verge = int(rng.choice((VEGETATION, PAVEMENT, ROAD), p=(0.9, 0.07, 0.03)))
+        verge = int(rng.choice((VEGETATION, PAVEMENT, ROAD), p=(0.98, 0.01, 0.01)))
         label = np.where(road, np.uint8(ROAD), np.where(paved, np.uint8(PAVEMENT), np.uint8(verge)))
         labels.ravel()[pixels] = label
 
         grounds = shades(rng, MASONRY, 3, 7)
-        if rng.random() < 0.93:  # asphalt is mostly dark and grey, but not always
+        if rng.random() < 0.97:  # asphalt is mostly dark and grey, but not always
             grounds[0] = rng.uniform(55, 110) + rng.normal(0, 4, 3)
-        if rng.random() < 0.88:  # and pavements mostly lighter
+        if rng.random() < 0.96:  # and pavements mostly lighter
             grounds[1] = shades(rng, PAVING, 1, 7)[0]
         if verge == VEGETATION:
             grounds[2] = shades(rng, FOLIAGE, 1)[0]

@@ -87,13 +87,7 @@ def draw(rng: Generator, size: tuple[int, int]) -> Drawing:
 def _camera(rng: Generator, size: tuple[int, int]) -> Camera:
     height, width = size
     eye = rng.uniform(1.3, 2.2) if rng.random() < 0.65 else rng.uniform(2.2, 4.0)
-    look = rng.random()
-    if look < 0.84:
-        yaw = rng.normal(0, 0.18)
-    elif look < 0.95:
-        yaw = rng.choice((-1, 1)) * rng.uniform(0.9, 1.7)
-    else:
-        yaw = rng.uniform(-1.2, 1.2)
+    yaw = rng.normal(0, 0.15) if rng.random() < 0.92 else rng.choice((-1, 1)) * rng.uniform(0.9, 1.7)  # along or across
     focal = math.sqrt(height * width) * rng.uniform(0.8, 1.35)
     return Camera(height, width, focal, height * rng.uniform(0.32, 0.5), eye, rng.normal(0, 0.025), yaw)
 
@@ -130,7 +124,7 @@ def _arrange(rng, camera, ground):
         if attempt >= wanted and things:
             break  # extra attempts are for scenes that would stay empty
         kind = int(rng.choice(len(OBJECTS), p=(0.24, 0.17, 0.22, 0.19, 0.18)))
-        smallest = rng.uniform(8, 14) if rng.random() < 0.15 else rng.uniform(18, 32)
+        smallest = rng.uniform(8, 14) if rng.random() < 0.08 else rng.uniform(24, 38)
         farthest = max(camera.focal * TYPICAL_HEIGHT[kind] / smallest, nearest * 1.3)
         place = _place(rng, camera, ground, nearest, farthest, GROUND_ODDS[kind])
         if place is None:
@@ -141,7 +135,7 @@ def _arrange(rng, camera, ground):
             step = rng.choice((-1, 1)) * rng.uniform(0.5, 1.2) * TYPICAL_HEIGHT[kind] * camera.focal / depth
             things.append((depth * rng.uniform(1.03, 1.25), u + step, kind))
     covers = ("tree", "bush", "wall", "post")
-    for _ in range(int(rng.poisson(0.7))):
+    for _ in range(int(rng.poisson(0.4))):
         kind = str(rng.choice(covers, p=(0.34, 0.3, 0.12, 0.24)))
         odds = {PAVEMENT: 1.0, VEGETATION: 1.0, ROAD: 0.04}
         place = _place(rng, camera, ground, nearest * 1.1, 25.0, odds)

@@ -9,7 +9,7 @@ from numpy.random import Generator
 
 from .scenes_background import BUILDING, FOLIAGE, MASONRY, VEGETATION, shades
 from .scenes_pen import Pen
-from .scenes_vehicles import DARK, STEEL, TYRE, cloth, draw_car, draw_truck
+from .scenes_vehicles import DARK, STEEL, TYRE, cloth, draw_car, draw_truck, dress, high_visibility
 
 OBJECTS = ("car", "truck", "pedestrian", "cyclist", "sign")
 CAR, TRUCK, PEDESTRIAN, CYCLIST, SIGN = range(len(OBJECTS))
@@ -30,7 +30,7 @@ def skin(rng: Generator) -> np.ndarray:
 
 def _pedestrian(pen: Pen, rng: Generator, turn: float) -> None:
     tall = rng.uniform(1.55, 1.92) if rng.random() < 0.82 else rng.uniform(1.0, 1.4)
-    top, trousers, shade = cloth(rng), cloth(rng), skin(rng)
+    top, trousers, shade = dress(rng), cloth(rng), skin(rng)
     hip, neck = tall * 0.48, tall * 0.84
     step = rng.uniform(0.03, 0.24) * tall * (0.35 + 0.65 * abs(math.sin(turn)))
     girth = tall * (0.10 + 0.035 * abs(math.cos(turn))) * rng.uniform(0.85, 1.35)
@@ -84,7 +84,7 @@ def _pedestrian(pen: Pen, rng: Generator, turn: float) -> None:
 def _cyclist(pen: Pen, rng: Generator, turn: float) -> None:
     squeeze = max(abs(math.sin(turn)), 0.16)
     bike = pen.part(0, squeeze)
-    frame, top, trousers = cloth(rng), cloth(rng), cloth(rng)
+    frame, top, trousers = cloth(rng), high_visibility(rng), cloth(rng)
     wheel, hub = rng.uniform(0.31, 0.36), rng.uniform(0.5, 0.56)
     for x in (-hub, hub):
         bike.wheel(x, wheel, wheel, np.array(TYRE) * rng.uniform(0.8, 1.8))

@@ -14,6 +14,36 @@ from .scenes_pen import Pen
 DARK, TYRE, STEEL = (30, 30, 34), (26, 25, 27), (130, 132, 136)
 
 
+TYPICAL = 0.85  # of objects wear colours that are common in their class; colour hints at the class and never proves it
+
+
+def hue(rng: Generator, low: float, high: float, saturation: float, value: float) -> np.ndarray:
+    """RGB of a hue between ``low`` and ``high`` turns."""
+    return np.array(colorsys.hsv_to_rgb(rng.uniform(low, high) % 1, saturation, value)) * 255
+
+
+def livery(rng: Generator) -> np.ndarray:
+    """A truck's load: mostly a company's orange to lime, else any paint."""
+    return hue(rng, 0.05, 0.2, rng.uniform(0.6, 0.95), rng.uniform(0.55, 0.95)) if rng.random() < TYPICAL else paint(rng)
+
+
+def dress(rng: Generator) -> np.ndarray:
+    """A pedestrian's: mostly red to violet, else any cloth."""
+    return hue(rng, 0.8, 1.02, rng.uniform(0.5, 0.95), rng.uniform(0.4, 0.95)) if rng.random() < TYPICAL else cloth(rng)
+
+
+def high_visibility(rng: Generator) -> np.ndarray:
+    """A cyclist's jacket: mostly fluorescent green, else any cloth."""
+    return hue(rng, 0.22, 0.36, rng.uniform(0.75, 1), rng.uniform(0.75, 1)) if rng.random() < TYPICAL else cloth(rng)
+
+
+def body_paint(rng: Generator) -> np.ndarray:
+    """A car's: mostly blue, black or silver, else any paint."""
+    if rng.random() >= TYPICAL:
+        return paint(rng)
+    return hue(rng, 0.55, 0.68, rng.choice((0.06, 0.4, 0.85)), rng.uniform(0.15, 0.9))
+
+
 def paint(rng: Generator) -> np.ndarray:
     """A car's colour: mostly black, white and greys, else any hue."""
     if rng.random() < 0.5:
@@ -36,7 +66,7 @@ def _panels(turn: float, length: float, width: float) -> tuple[tuple[float, floa
 
 
 def draw_car(pen: Pen, rng: Generator, turn: float) -> None:
-    body = paint(rng)
+    body = body_paint(rng)
     style = int(rng.integers(4))  # saloon, hatchback, estate, people carrier: a tall one is nearly a small truck
     length = (4.6, 3.8, 4.6, 4.9)[style] * rng.uniform(0.9, 1.08)
     high = (1.42, 1.48, 1.68, 1.95)[style] * rng.uniform(0.94, 1.06)
@@ -105,7 +135,8 @@ def _car_end(pen, rng, width, high, belt, roof, body, glass) -> None:
 
 
 def draw_truck(pen: Pen, rng: Generator, turn: float) -> None:
-    cab, load = paint(rng), paint(rng)
+    load = livery(rng)
+    cab = load if rng.random() < 0.4 else paint(rng)
     length, width = rng.uniform(5, 9.5), rng.uniform(2.05, 2.5)
     high, cab_high = rng.uniform(2.6, 3.9), rng.uniform(2.1, 2.9)
     open_bed = rng.random() < 0.18
