@@ -229,6 +229,8 @@ def recipe(config: Config) -> Recipe:
     check(config)
     on = device(config.run.device)
     resolve_amp(config.train.amp, on, "train.amp")
+    if any(task.alpha > 0 for task in config.tasks.values()):
+        load_checkpoint(config.teacher.path, "teacher.path")  # a missing one is told before data is read
     train_layout = layout(config.data.train, "data.train")
     val_layout = layout(config.data.val, "data.val")
     plan = arch(config, train_layout.classes)
@@ -241,11 +243,10 @@ def recipe(config: Config) -> Recipe:
         unlabelled=config.data.unlabelled,
         share=config.data.labelled_share,
     )
+    net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
     taught_by = teacher(config, train_layout.classes, on)
     if taught_by is None and not all(pool.labelled for pool in pools):
         raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")
-
-    net = network(plan, config.model.weights)
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
     soft = {name: (t.soft.loss, build_soft(name, t)) for name, t in config.tasks.items() if t.alpha > 0}
     distiller = Distiller(net, parts, soft)

@@ -5,6 +5,7 @@ A comment line behind a field is its documentation (docs/config.md is made from 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -31,7 +32,7 @@ class Run(Section):
 
     dir: str = "runs/default"
     """Folder of the run: resolved config, checkpoints, TensorBoard, metrics.jsonl."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, sample order and augmentation."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N."""
@@ -71,7 +72,7 @@ class Data(Section):
     """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
     labelled: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
     """How many training images keep their labels: a number of images, a fraction written with a point (1.0 is all), null is all."""
-    labelled_seed: int = 0
+    labelled_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice which images keep their labels."""
     unlabelled: bool = True
     """Whether the images beyond `labelled` are used without labels (distillation only) or left out."""
@@ -155,6 +156,7 @@ class Optimizer(Section):
     """AdamW or SGD with linear warm-up and cosine decay."""
 
     name: Literal["adamw", "sgd"] = "adamw"
+    """The method; SGD is with Nesterov momentum."""
     lr: Positive = 2e-3
     """Peak learning rate."""
     weight_decay: NonNegative = 0.02
@@ -249,7 +251,7 @@ class Study(Section):
     title: str
     """Heading of the table."""
     seeds: tuple[int, ...] = (0,)
-    runs: dict[str, StudyRun]
+    runs: Annotated[dict[str, StudyRun], Field(min_length=1)]
     """By name, in the order of training."""
     pictures: Annotated[int, Field(ge=0)] = 3
     """Validation images in the picture that compares the networks."""
@@ -271,7 +273,8 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
         seeds = run.seeds or study.seeds
         configs[name] = {}
         for seed in seeds:
-            folder = f"{study.dir}/{name}" if len(seeds) == 1 else f"{study.dir}/{name}/seed{seed}"
+            slug = re.sub(r"[^\w.+-]+", "_", name).strip("_")
+            folder = f"{study.dir}/{slug}" if len(seeds) == 1 else f"{study.dir}/{slug}/seed{seed}"
             given = [text.replace("{dir}", study.dir) for text in run.overrides]
             configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"])
     return study, configs

@@ -14,6 +14,10 @@ from .errors import UserError, did_you_mean
 T = TypeVar("T", bound=type)
 
 
+# What a YAML value must be, by the type of an option's default.
+_KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "a text")}
+
+
 def options_of(component: Callable) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of a class or function: its options in YAML."""
     function = component.__init__ if inspect.isclass(component) else component
@@ -22,11 +26,14 @@ def options_of(component: Callable) -> dict[str, inspect.Parameter]:
 
 
 def check_options(component: Callable, options: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for an option that ``component`` does not have, or one that it needs and is not given."""
+    """Raise UserError for an option that ``component`` does not have, one of the wrong type, or a missing one."""
     known = options_of(component)
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             raise UserError(f"{where}.{key}: no such option; {did_you_mean(key, known)}")
+        kind = _KINDS.get(type(known[key].default))
+        if kind is not None and not (isinstance(value, kind[0]) and isinstance(value, bool) == (kind[0] is bool)):
+            raise UserError(f"{where}.{key}: needs {kind[1]}, not {value!r}")
     missing = [k for k, p in known.items() if p.default is p.empty and k not in options]
     if missing:
         raise UserError(f"{where}: needs {', '.join(missing)}")

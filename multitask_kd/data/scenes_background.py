@@ -287,9 +287,9 @@ class _Street:
             gain -= rng.uniform(0.15, 0.4) * near * (joints & (label == PAVEMENT))
         kerb = paved & (off < self.half + 0.22)
         gain += kerb * rng.uniform(-0.2, 0.3)
-        if rng.random() < 0.45:  # the shadow of one wall
+        if rng.random() < 0.3:  # the shadow of one wall
             edge, sign = rng.uniform(-self.half, self.half), 1 if rng.random() < 0.5 else -1
-            gain *= np.where(x * sign > edge, np.float32(rng.uniform(0.45, 0.75)), np.float32(1))
+            gain *= np.where(x * sign > edge, np.float32(rng.uniform(0.6, 0.85)), np.float32(1))
         colour *= gain
         marks = self._marks(rng, x, z, off) & road & ~crossing
         paint = shades(rng, np.array([(225, 225, 220), (215, 215, 210), (205, 175, 70)], np.float32), 1)[0]

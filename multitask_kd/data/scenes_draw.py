@@ -124,7 +124,7 @@ def _arrange(rng, camera, ground):
         if attempt >= wanted and things:
             break  # extra attempts are for scenes that would stay empty
         kind = int(rng.choice(len(OBJECTS), p=(0.24, 0.17, 0.22, 0.19, 0.18)))
-        smallest = rng.uniform(8, 14) if rng.random() < 0.08 else rng.uniform(24, 38)
+        smallest = rng.uniform(8, 14) if rng.random() < 0.08 else rng.uniform(30, 46)
         farthest = max(camera.focal * TYPICAL_HEIGHT[kind] / smallest, nearest * 1.3)
         place = _place(rng, camera, ground, nearest, farthest, GROUND_ODDS[kind])
         if place is None:

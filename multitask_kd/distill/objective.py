@@ -27,9 +27,9 @@ class Objective:
 
     def __init__(self, weights: Mapping[str, float], losses: Iterable[str]):
         losses = set(losses)
-        for name in losses - set(weights):
+        for name in sorted(losses - set(weights)):
             raise UserError(f"the loss '{name}' has no weight; {did_you_mean(name, weights)}")
-        for name in set(weights) - losses:
+        for name in sorted(set(weights) - losses):
             raise UserError(f"the weight '{name}' belongs to no loss; {did_you_mean(name, losses)}")
         self.weights = dict(weights)
 

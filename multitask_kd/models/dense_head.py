@@ -41,6 +41,8 @@ class DenseHead(nn.Module):
         self.strides = tuple(strides or levels)
         if absent := set(self.strides) - set(levels):
             raise ValueError(f"strides: the pyramid has no stride {min(absent)}; it has {list(levels)}")
+        if list(self.strides) != sorted(set(self.strides)) or depth < 0 or not 0 < prior < 1:
+            raise ValueError(f"strides {list(self.strides)} must rise, depth {depth} be 0 or more, prior {prior} lie in (0, 1)")
         self.box_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.class_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.box = nn.Conv2d(width, 4, 1)

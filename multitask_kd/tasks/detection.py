@@ -55,7 +55,8 @@ class Detection(Task):
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """pred: raw [B,N,4+1+C]; target: ``boxes`` [B,M,4] pixels, ``classes`` [B,M], ``labelled`` [B].
 
-        Each is a sum over labelled images divided by the number of matched cells. Cells whose centre lies in a crowd
+        Each is a sum over labelled images divided by the number of matched cells, or of labelled images where that is
+        larger (a batch without objects would otherwise weigh hundreds of times more). Cells whose centre lies in a crowd
         box and that no object claims count neither as object nor as background.
         """
         pred = pred.float()
@@ -65,7 +66,7 @@ class Detection(Task):
         match = simota(
             truth, classes, boxes.detach(), objectness.detach(), class_logits.detach(), centres, scales, radius=self.radius
         )
-        count = match.positive.sum().clamp(min=1)
+        count = torch.maximum(match.positive.sum(), target["labelled"].sum()).clamp(min=1)
         positive = match.positive.float()
 
         if truth.shape[1]:

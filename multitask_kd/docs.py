@@ -1,0 +1,97 @@
+"""docs/config.md, made from the typed config and the registries."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_args, get_origin
+
+from . import build  # noqa: F401  (fills the registries)
+from .config import Config, Section, Study
+from .data.base import LAYOUTS
+from .losses.base import LOSSES
+from .registry import options_of
+from .tasks.base import TASKS
+
+HEAD = """# Configuration
+
+Made by `make docs` from the typed config; a test keeps it up to date. A run is one YAML file. `base: other.yaml` reads that file
+first and merges this one over it; `key=value` on the command line changes single keys (`train.steps=200`). An unknown key, name
+or option stops the run before any data is read. The resolved config, defaults included, is written into the run's folder.
+"""
+
+
+def config_page() -> str:
+    """The whole page, Markdown."""
+    parts = [HEAD, *_sections(Config, ""), "## Names and their options", ""]
+    for title, registry in (("`data.train.layout`, `data.val.layout`", LAYOUTS), ("`tasks.<name>.soft.loss`", LOSSES)):
+        parts += [f"### {title}", ""]
+        for name in registry.names():
+            parts += _component(name, registry.get(name, ""))
+    parts += ["### `tasks.<name>`", ""]
+    for name in TASKS.names():
+        task = TASKS.get(name, "")
+        for part, owner in (("hard", task), ("head", task.Head), ("decode", task.decode)):
+            parts += _component(f"{name}.{part}", owner)
+    parts += ["## Studies", "", "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.", ""]
+    return "\n".join([*parts, *_sections(Study, "")]).rstrip() + "\n"
+
+
+def _sections(section: type[Section], path: str) -> list[str]:
+    """A table for ``section`` and one for each section inside it."""
+    rows, inner = [], []
+    for key, field in section.model_fields.items():
+        nested = _nested(field.annotation)
+        where = f"{path}.{key}" if path else key
+        if nested:
+            inner.append((nested, f"{where}.<name>" if get_origin(field.annotation) is dict else where))
+        if not nested or field.description:
+            rows.append(f"| `{key}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |")
+    title = f"## `{path}`" if path else f"## {section.__name__}"
+    lines = [title, "", inspect.cleandoc(section.__doc__ or ""), ""]
+    if rows:
+        lines += ["| key | type | default | |", "|---|---|---|---|", *rows, ""]
+    return lines + [line for nested, where in inner for line in _sections(nested, where)]
+
+
+def _nested(annotation: Any) -> type[Section] | None:
+    found = [annotation, *get_args(annotation)]
+    return next((a for a in found if isinstance(a, type) and issubclass(a, Section)), None)
+
+
+def _type(annotation: Any) -> str:
+    args = [a for a in get_args(annotation) if a is not Ellipsis]
+    origin = get_origin(annotation)
+    if origin is None:
+        return {"NoneType": "null", "str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
+            getattr(annotation, "__name__", str(annotation)), "section"
+        )
+    if origin is dict:
+        return "mapping"
+    if origin in (tuple, list):
+        return "list of " + " and ".join(dict.fromkeys(_type(a) for a in args))
+    if hasattr(annotation, "__metadata__"):
+        return _type(args[0])
+    if all(isinstance(a, str) for a in args):
+        return ", ".join(f"`{a}`" for a in args)
+    return " or ".join(dict.fromkeys(_type(a) for a in args))
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, dict) and any(isinstance(v, Section) for v in value.values()):
+        return ", ".join(f"`{k}`" for k in value)
+    if isinstance(value, Section):
+        return ""
+    text = "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    return f"`{text.lower() if isinstance(value, bool) else text}`"
+
+
+def _component(name: str, owner: Any) -> list[str]:
+    text = inspect.cleandoc(owner.__doc__ or "").replace("``", "`")
+    options = [
+        f"`{key}`" + ("" if p.default is p.empty else f" = `{'null' if p.default is None else p.default}`")
+        for key, p in options_of(owner).items()
+    ]
+    return [f"#### {name}", "", text, "", "Options: " + (", ".join(options) or "none") + ".", ""]

@@ -1,0 +1,188 @@
+"""What a training step costs beyond the arithmetic nobody can avoid, and whether the loader keeps up."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..batch import Batch
+from ..build import Recipe, recipe
+from ..checkpoint import seed_everything
+from ..precision import resolve_amp
+from .optim import Ema, make_optimizer
+from .study import machine
+from .train import train
+
+SETTLE = 10  # steps of every block that are not timed
+
+
+def bench(config: Any, *, steps: int = 40, rounds: int = 3) -> dict[str, Any]:
+    """Time ``rounds`` times: ``steps`` steps of ``train``, then of the bare loop of the same modules on ready batches.
+
+    Returns medians in milliseconds and ratios. ``step_over_bare_loop``: the median over rounds, with all of them beside it;
+    the bare loop is teacher, student, losses, backward and optimizer. ``loader_over_student``: images a second of the
+    loader alone over those that the student alone, without teacher, trains on.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    seed_everything(config.run.seed)
+    run = recipe(config)
+    if config.run.channels_last:
+        run.distiller.to(memory_format=torch.channels_last)
+    loader = _loader_rate(run)
+    batches = _ready(run, 8)
+    bare = _BareLoop(run, batches)
+    ratios, full, least = [], [], []
+    for _ in range(rounds):
+        full.append(_train_step(config, steps))
+        least.append(_median_ms(bare.step, steps))
+        ratios.append(full[-1] / least[-1])
+    alone = _median_ms(bare.student_step, steps)
+    rate = config.train.batch_size / alone * 1000
+    return {
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "batch_size": config.train.batch_size,
+        "input_size": list(config.data.input_size),
+        "step_ms": statistics.median(full),
+        "bare_loop_ms": statistics.median(least),
+        "step_over_bare_loop": statistics.median(ratios),
+        "step_over_bare_loop_rounds": ratios,
+        "student_step_ms": alone,
+        "loader_workers": config.data.workers,
+        "loader_images_per_second": loader,
+        "student_images_per_second": rate,
+        "loader_over_student": loader / rate,
+        "parts_ms": bare.parts(),
+    }
+
+
+def _ready(run: Recipe, count: int) -> list[Batch]:
+    """The first batches of the run, on the device."""
+    last = run.config.run.channels_last
+    found = [b.to(run.device, channels_last=last) for b, _ in itertools.islice(run.train_batches(0), count)]
+    return found
+
+
+def _sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _median_ms(work: Callable[[], Any], times: int) -> float:
+    spent = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - began)
+    return 1000 * statistics.median(spent[min(SETTLE, times // 2) :])
+
+
+def _train_step(config: Any, steps: int) -> float:
+    """Milliseconds a step of the real loop, from its own log, in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {
+            "run": config.run.model_copy(update={"dir": f"{folder}/run"}),
+            "train": config.train.model_copy(update={"steps": steps + 1, "log_every": 5, "save_every": 10**6}),
+            "eval": config.eval.model_copy(update={"images": 1, "pictures": 0}),
+        }
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            train(config.model_copy(update=changes))
+        lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
+    speeds = [line["speed/images_per_second"] for line in lines if line["kind"] == "train" and line["step"] > SETTLE]
+    return 1000 * config.train.batch_size * config.train.accumulate / statistics.median(speeds)
+
+
+def _loader_rate(run: Recipe, least_s: float = 5.0) -> float:
+    """Images a second that the loader delivers when nothing else runs."""
+    batches = iter(run.train_batches(0))
+    for _ in range(8):  # processes have started and their queues have drained
+        next(batches)
+    began, images = time.perf_counter(), 0
+    for batch, _ in batches:
+        images += len(batch.images)
+        if time.perf_counter() - began > least_s:
+            break
+    return images / (time.perf_counter() - began)
+
+
+class _BareLoop:
+    """Teacher, student, losses, backward and optimizer on batches that are ready, and nothing else."""
+
+    def __init__(self, run: Recipe, batches: Iterable[Batch]):
+        self.run, self.batches = run, itertools.cycle(batches)
+        self.amp = resolve_amp(run.config.train.amp, run.device, "train.amp")
+        o = run.config.train.optimizer
+        self.optimizer = make_optimizer(
+            run.distiller, name=o.name, lr=1e-5, weight_decay=o.weight_decay, momentum=o.momentum
+        )
+        run.distiller.train()
+
+    def _losses(self, batch: Batch, view: Any) -> torch.Tensor:
+        with torch.autocast(self.run.device.type, self.amp, enabled=self.amp is not None):
+            losses = self.run.distiller(batch, view)
+        return self.run.objective(losses)[0]
+
+    def _update(self, total: torch.Tensor) -> None:
+        total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        _sync(self.run.device)
+
+    def step(self) -> None:
+        batch = next(self.batches)
+        view = self.run.teacher(batch.images) if self.run.teacher else None
+        self._update(self._losses(batch, view))
+
+    def student_step(self) -> None:
+        """The hard losses alone."""
+        run, batch = self.run, next(self.batches)
+        with torch.autocast(run.device.type, self.amp, enabled=self.amp is not None):
+            view = run.student(batch.images)
+            hard = [v for losses in self._hard(view, batch).values() for v in losses.values()]
+        self._update(sum(hard))
+
+    def _hard(self, view: Any, batch: Batch) -> dict[str, dict[str, torch.Tensor]]:
+        size = tuple(batch.images.shape[2:])
+        return {k: t.losses(view.preds[k], batch.targets[k], size) for k, t in self.run.tasks.items()}
+
+    def parts(self, times: int = 20) -> dict[str, float]:
+        """Milliseconds of each part alone; a loss is its forward and its backward down to the predictions."""
+        run, batch = self.run, next(self.batches)
+        view = run.student(batch.images)
+        size = tuple(batch.images.shape[2:])
+        found: dict[str, float] = {}
+        if run.teacher:
+            found["teacher forward"] = self._timed(lambda: run.teacher(batch.images), times)
+            taught = run.teacher(batch.images)
+        found["student forward"] = self._timed(lambda: run.student(batch.images), times)
+        leaves = {k: p.detach().requires_grad_() for k, p in view.preds.items()}
+        for name, task in run.tasks.items():
+            hard = lambda n=name, t=task: sum(t.losses(leaves[n], batch.targets[n], size).values()).backward()  # noqa: E731
+            found[f"{name}.hard"] = self._timed(hard, times)
+            if name in run.distiller.soft:
+                loss = run.distiller.soft[name]
+                soft = lambda n=name, f=loss: f(leaves[n], taught.preds[n], batch.targets[n]).backward()  # noqa: E731
+                found[f"{name}.soft.{run.distiller.soft_names[name]}"] = self._timed(soft, times)
+        self._losses(batch, taught if run.teacher else None).backward()
+        found["optimizer"] = self._timed(self.optimizer.step, times)
+        if run.config.train.ema:
+            found["average of weights"] = self._timed(Ema(run.student, run.config.train.ema).update, times)
+        return found
+
+    def _timed(self, work: Callable[[], Any], times: int) -> float:
+        def whole() -> None:
+            work()
+            _sync(self.run.device)
+
+        return _median_ms(whole, times)
