@@ -36,7 +36,8 @@ def bench(config: Any, *, steps: int = 40, rounds: int = 3) -> dict[str, Any]:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     seed_everything(config.run.seed)
-    run = recipe(config)
+    endless = config.train.model_copy(update={"steps": 10**6})
+    run = recipe(config.model_copy(update={"train": endless}))
     if config.run.channels_last:
         run.distiller.to(memory_format=torch.channels_last)
     loader = _loader_rate(run)

@@ -20,7 +20,7 @@ def conv_block(channels: int) -> nn.Sequential:
 
 
 class DenseHead(nn.Module):
-    """Pyramid levels -> raw outputs [B,N,4+1+C] over the N cells of all levels, finest level first.
+    """Pyramid levels -> raw outputs [B,N,4+1+C] over the N cells of all ``strides``, in their order.
 
     Of a cell: dx, dy (centre, in strides from the cell's centre), log w, log h (in strides), objectness logit, C class logits.
     strides: the levels that detect (null: all of the pyramid's); depth: 3x3 convolutions a branch; prior: starting
@@ -41,8 +41,10 @@ class DenseHead(nn.Module):
         self.strides = tuple(strides or levels)
         if absent := set(self.strides) - set(levels):
             raise ValueError(f"strides: the pyramid has no stride {min(absent)}; it has {list(levels)}")
-        if list(self.strides) != sorted(set(self.strides)) or depth < 0 or not 0 < prior < 1:
-            raise ValueError(f"strides {list(self.strides)} must rise, depth {depth} be 0 or more, prior {prior} lie in (0, 1)")
+        if len(self.strides) != len(set(self.strides)) or depth < 0 or not 0 < prior < 1:
+            raise ValueError(
+                f"strides {list(self.strides)} must differ, depth {depth} be 0 or more, prior {prior} lie in (0, 1)"
+            )
         self.box_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.class_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.box = nn.Conv2d(width, 4, 1)

@@ -22,12 +22,14 @@ class Assignment(NamedTuple):
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes a [B,M,4] and b [B,N,4] -> [B,M,N] (torchvision's box_iou takes no batch)."""
-    low = torch.maximum(a[:, :, None, :2], b[:, None, :, :2])
-    high = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
-    overlap = (high - low).clamp(min=0).prod(-1)
-    area_a = (a[..., 2:] - a[..., :2]).clamp(min=0).prod(-1)
-    area_b = (b[..., 2:] - b[..., :2]).clamp(min=0).prod(-1)
-    return overlap / (area_a[:, :, None] + area_b[:, None, :] - overlap).clamp(min=1e-9)
+    ax1, ay1, ax2, ay2 = a[:, :, None].unbind(-1)  # planes: a last dimension of 2 is several times slower on CPU
+    bx1, by1, bx2, by2 = b[:, None].unbind(-1)
+    wide = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
+    high = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
+    overlap = wide.mul_(high)
+    area_a = (ax2 - ax1).clamp(min=0) * (ay2 - ay1).clamp(min=0)
+    area_b = (bx2 - bx1).clamp(min=0) * (by2 - by1).clamp(min=0)
+    return overlap / (area_a + area_b - overlap).clamp_(min=1e-9)
 
 
 @torch.no_grad()
@@ -74,9 +76,11 @@ def simota(
 
 def _near(boxes: Tensor, centres: Tensor, scales: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """Is a cell's centre inside the box; is it inside the square of ``radius`` strides round the box's centre. [B,M,N] each."""
-    low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
-    in_box = ((centres > low) & (centres < high)).all(-1)
-    in_centre = ((centres - (low + high) / 2).abs() < radius * scales[:, None]).all(-1)
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(-1)
+    x, y = centres.unbind(-1)
+    in_box = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+    reach = radius * scales
+    in_centre = ((x - (x1 + x2) / 2).abs() < reach) & ((y - (y1 + y2) / 2).abs() < reach)
     return in_box, in_centre
 
 

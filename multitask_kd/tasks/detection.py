@@ -91,8 +91,9 @@ class Detection(Task):
     @staticmethod
     def _in_crowd(target: Mapping[str, Tensor], centres: Tensor) -> Tensor:
         """Is a cell's centre inside a crowd box: bool [B,N]."""
-        low, high = target["boxes"][:, :, None, :2], target["boxes"][:, :, None, 2:]
-        inside = ((centres >= low) & (centres <= high)).all(-1)
+        x1, y1, x2, y2 = target["boxes"][:, :, None].unbind(-1)
+        x, y = centres.unbind(-1)
+        inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
         return (inside & (target["classes"] == CROWD)[..., None]).any(1)
 
     @torch.no_grad()
