@@ -129,7 +129,7 @@ def _sky(rng, right, down, coarse, haze, zenith):
     if rng.random() < 0.6:
         image += np.clip(coarse - rng.uniform(-0.3, 0.5), 0, 1) * rng.uniform(10, 60)
     labels = np.full(down.shape, SKY, np.uint8)
-    if rng.random() < 0.6:
+    if rng.random() < 0.4:
         towers = rng.random() < 0.5
         bumps = rng.random(rng.integers(6, 40)).astype(np.float32)
         knots = (right * rng.uniform(0.3, 0.6) + 0.5) * (len(bumps) - 1)
@@ -204,7 +204,7 @@ class _Street:
         lot = self.lot_at[run.astype(np.int32)]
         rise = eye - wall * down
         kind = self.kind[lot]
-        ragged = np.where(kind == GREEN, (coarse + 0.5 * fine) * 0.3 * self.top[lot], 0)
+        ragged = np.where(kind == GREEN, (coarse + 0.2 * fine) * 0.25 * self.top[lot], 0)
         facing = (wall < ground) & (rise < self.top[lot] + ragged)
         is_ground = (down > 2e-3) & ~facing
 

@@ -88,7 +88,7 @@ def _camera(rng: Generator, size: tuple[int, int]) -> Camera:
     height, width = size
     eye = rng.uniform(1.3, 2.2) if rng.random() < 0.65 else rng.uniform(2.2, 4.0)
     yaw = rng.normal(0, 0.15) if rng.random() < 0.92 else rng.choice((-1, 1)) * rng.uniform(0.9, 1.7)  # along or across
-    focal = math.sqrt(height * width) * rng.uniform(0.8, 1.35)
+    focal = math.sqrt(height * width) * rng.uniform(1.2, 2.0)
     return Camera(height, width, focal, height * rng.uniform(0.32, 0.5), eye, rng.normal(0, 0.025), yaw)
 
 
@@ -119,7 +119,7 @@ def _populate(rng, camera, back, image, ids):
 def _arrange(rng, camera, ground):
     """Where things stand: a list of (depth in metres, level column, object class or cover name)."""
     nearest, things = camera.nearest, []
-    wanted = 1 + int(rng.binomial(7, 0.36))
+    wanted = 1 + int(rng.binomial(4, 0.4))
     for attempt in range(wanted + 10):
         if attempt >= wanted and things:
             break  # extra attempts are for scenes that would stay empty
@@ -137,7 +137,7 @@ def _arrange(rng, camera, ground):
             step = rng.choice((-1, 1)) * rng.uniform(0.5, 1.2) * TYPICAL_HEIGHT[kind] * camera.focal / depth
             things.append((depth * rng.uniform(1.03, 1.25), u + step, kind))
     covers = ("tree", "bush", "wall", "post")
-    for _ in range(int(rng.poisson(0.4))):
+    for _ in range(int(rng.poisson(0.3))):
         kind = str(rng.choice(covers, p=(0.34, 0.3, 0.12, 0.24)))
         odds = {PAVEMENT: 1.0, VEGETATION: 1.0, ROAD: 0.04}
         place = _place(rng, camera, ground, nearest * 1.1, 25.0, odds)

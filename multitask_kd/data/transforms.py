@@ -14,6 +14,7 @@ from ..batch import CROWD, IGNORE
 from .base import Sample
 
 FILL = 114  # grey of padding
+MIN_AREA_PX = 4  # a smaller box, at the network's size, is not learnt from
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TrainTransform:
         min_visible: float,
     ):
         self.size = tuple(size)
-        steps = []
+        steps, colours = [], []
         if flip:
             steps.append(A.HorizontalFlip(p=flip))
         if tuple(scale) != (1.0, 1.0) or translate or rotate:
@@ -79,12 +80,21 @@ class TrainTransform:
                 )
             )
         if brightness:
-            steps.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
+            colours.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
         if color:
             hue, saturation = round(color * 18), round(color * 255)  # in OpenCV's units: 180 and 255 a turn
-            steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
-        boxes = A.BboxParams(format="pascal_voc", label_fields=["classes"], clip=True, min_visibility=min_visible, min_area=4)
-        self.compose = A.Compose(steps, bbox_params=boxes)
+            colours.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
+        boxes = A.BboxParams(
+            format="pascal_voc",
+            label_fields=["classes"],
+            clip=True,
+            min_visibility=min_visible,
+            min_area=MIN_AREA_PX,
+            check_each_transform=False,
+        )
+        # apart from each other, because Compose checks the boxes after every step, which costs more than the steps
+        self.geometry = A.Compose(steps, bbox_params=boxes)
+        self.colour = A.Compose(colours)
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """``sample`` at the network's size. The same seed gives the same result in any process."""
@@ -99,10 +109,13 @@ class TrainTransform:
             ratio = np.array([width / geometry.original[1], height / geometry.original[0]] * 2, dtype=np.float32)
             boxes = sample.boxes * ratio
             classes = np.where(sample.crowd, CROWD, sample.classes)
-        self.compose.set_random_seed(seed)
-        moved = self.compose(image=image, mask=mask, bboxes=boxes, classes=classes)
+            large = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) >= MIN_AREA_PX
+            boxes, classes = boxes[large], classes[large]
+        self.geometry.set_random_seed(seed)
+        self.colour.set_random_seed(seed)
+        moved = self.geometry(image=image, mask=mask, bboxes=boxes, classes=classes)
         return Sample(
-            image=moved["image"],
+            image=self.colour(image=moved["image"])["image"],
             mask=moved["mask"] if sample.mask is not None else None,
             boxes=np.asarray(moved["bboxes"], np.float32).reshape(-1, 4) if sample.boxes is not None else None,
             classes=np.asarray(moved["classes"], np.int64).reshape(-1) if sample.boxes is not None else None,
