@@ -108,7 +108,7 @@ def draw_background(rng: Generator, camera: Camera) -> Background:
 
     light = ("day", "dusk", "night")[int(rng.choice(3, p=(0.9, 0.08, 0.02)))]
     haze, zenith = (np.float32(colours[rng.integers(3)]) * np.float32(rng.uniform(0.85, 1.1)) for colours in LIGHTS[light])
-    fog_m = float(rng.choice((30, 80, 250), p=(0.01, 0.09, 0.9)) * rng.uniform(0.8, 1.3))
+    fog_m = float(rng.choice((60, 250, 1200), p=(0.02, 0.13, 0.85)) * rng.uniform(0.8, 1.3))
 
     image, labels = _sky(rng, right, down, coarse, haze, zenith)
     street = _Street(rng, clearance=2.2 + 1.8 * abs(sin) * camera.nearest)
