@@ -35,7 +35,7 @@ def check(config: Config) -> None:
     """Every name and option of the config, before anything is read. Raises UserError naming the key."""
     for key in ("train", "val"):
         section = dict(getattr(config.data, key))
-        if "layout" not in section:
+        if not isinstance(section.get("layout"), str):
             raise UserError(f"data.{key}: needs layout; known: {', '.join(LAYOUTS.names())}")
         LAYOUTS.check(section.pop("layout"), section, f"data.{key}")
     check_encoder(config.model.encoder)
@@ -76,7 +76,9 @@ def device(name: str) -> torch.device:
     try:
         found = torch.device(name)
     except RuntimeError:
-        raise UserError(f"run.device: '{name}' is none of auto, cpu, cuda, cuda:N") from None
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"run.device: '{name}' is none of auto, cpu, cuda, cuda:N")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise UserError(f"run.device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
     return found
@@ -129,6 +131,8 @@ def network(arch: Mapping[str, Any], weights: str | None = None) -> MultiTaskNet
     """The network of an ``arch``; ``weights`` are the encoder's starting ones."""
     strides = arch["strides"]
     backbone = build_encoder(arch["encoder"], max_stride=max(strides), weights=weights)
+    if empty := [s for s in strides if not backbone.out_channels[s.bit_length() - 1]]:
+        raise UserError(f"model.strides: the encoder '{arch['encoder']}' has no features at stride {empty[0]}; leave it out")
     heads = {
         name: TASKS.get(name, "arch").Head(arch["width"], strides, len(task["classes"]), **task["head"])
         for name, task in arch["tasks"].items()

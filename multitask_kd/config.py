@@ -237,7 +237,7 @@ class StudyRun(Section):
     """The run's YAML, relative to the study's file."""
     overrides: tuple[str, ...] = ()
     """key=value changes; {dir} stands for the study's folder."""
-    seeds: tuple[int, ...] | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Seeds of this network; null takes the study's. A teacher usually has one."""
     against: str | None = None
     """The run that this one is compared with, seed by seed: its control."""
@@ -250,7 +250,8 @@ class Study(Section):
     """Folder of the study; the runs are in it."""
     title: str
     """Heading of the table."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Seeds of every network that does not name its own."""
     runs: Annotated[dict[str, StudyRun], Field(min_length=1)]
     """By name, in the order of training."""
     pictures: Annotated[int, Field(ge=0)] = 3
@@ -269,11 +270,14 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
     path = Path(path)
     study = _validate(Study, _read(path, []), str(path))
     configs: dict[str, dict[int, Config]] = {}
+    slugs: dict[str, str] = {}
     for name, run in study.runs.items():
         seeds = run.seeds or study.seeds
         configs[name] = {}
+        slug = re.sub(r"[^\w.+-]+", "_", name).strip("_")
+        if slugs.setdefault(slug, name) != name:
+            raise UserError(f"{path}: runs: '{slugs[slug]}' and '{name}' would both be in the folder {slug}; rename one")
         for seed in seeds:
-            slug = re.sub(r"[^\w.+-]+", "_", name).strip("_")
             folder = f"{study.dir}/{slug}" if len(seeds) == 1 else f"{study.dir}/{slug}/seed{seed}"
             given = [text.replace("{dir}", study.dir) for text in run.overrides]
             configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"])
@@ -306,7 +310,31 @@ def _validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
 
 def dump(config: Config) -> str:
     """The whole config as YAML, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which 1e-3 is a number, as in YAML 1.2, and no key is there twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' is there twice", key.start_mark)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads back as the same: the text "1e-3" gets quotes."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _read(path: Path, seen: list[Path]) -> dict[str, Any]:
@@ -316,7 +344,7 @@ def _read(path: Path, seen: list[Path]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: base files form a circle")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if raw is None:
@@ -349,23 +377,26 @@ def _override(raw: dict[str, Any], text: str) -> None:
     if not equals or not key.strip():
         raise UserError(f"override '{text}': write it as key=value, e.g. train.steps=200")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"override '{text}': the value is not valid YAML: {error}") from None
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            parsed = float(parsed)
-        except ValueError:
-            pass
     node = raw
     *parents, last = key.strip().split(".")
-    for part in parents:
-        if node.get(part) is None:
-            node[part] = {}
+    for depth, part in enumerate(parents, start=1):
+        if node.get(part) is None:  # one key of a default task or data set: the rest of the default stays
+            node[part] = default if isinstance(default := _default(parents[:depth]), dict) else {}
         node = node[part]
         if not isinstance(node, dict):
             raise UserError(f"override '{text}': '{part}' is a value, not a section")
     node[last] = parsed
+
+
+def _default(place: list[str]) -> Any:
+    """What the config has at ``place`` when nothing is given there."""
+    node: Any = Config().model_dump(mode="json")
+    for part in place:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def _explain(error: dict[str, Any], root: type[Section]) -> str:

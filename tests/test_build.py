@@ -63,7 +63,11 @@ DET_MSE = {"loss": "det_mse"}
         ({"tasks.sge": {}}, "tasks.sge: ", "unknown task 'sge'; did you mean 'seg'?"),
         ({"tasks.det.head.dpeth": 1}, "tasks.det.head.dpeth: ", "no such option; did you mean 'depth'?"),
         ({"tasks.det.head.depth": "two"}, "tasks.det.head.depth: ", "needs a whole number, not 'two'"),
-        ({"tasks.det.head.strides": [8, 64]}, "tasks.det.head: ", "strides: the pyramid has no stride 64; it has [4, 8, 16]"),
+        (
+            {"tasks.det.head.strides": [8, 64]},
+            "tasks.det.head: ",
+            "strides: the pyramid has no stride 64; it has [4, 8, 16]",
+        ),
         ({"tasks.det.head.prior": 1.5}, "tasks.det.head: ", "prior"),
         ({"tasks.seg.hard.smoothing": 0.1}, "tasks.seg.hard.smoothing: ", "did you mean 'label_smoothing'?"),
         ({"tasks.seg.hard.label_smoothing": 1}, "tasks.seg.hard: ", "label_smoothing: 1 is not in [0, 1)"),
@@ -74,13 +78,25 @@ DET_MSE = {"loss": "det_mse"}
         ({"tasks.seg.decode.score_threshold": 0.1}, "tasks.seg.decode.score_threshold: ", "no such option"),
         ({"tasks.seg.soft": {"loss": "kll"}}, "tasks.seg.soft.loss: ", "unknown soft loss 'kll'; did you mean 'kl'?"),
         ({"tasks.seg.soft": DET_MSE}, "tasks.seg.soft.loss: ", "'det_mse' does not fit this task; known: kl"),
-        ({"tasks.det.soft": DET_MSE | {"options": {"from": "raw"}}}, "tasks.det.soft.options.from: ", "did you mean 'form'?"),
+        (
+            {"tasks.det.soft": DET_MSE | {"options": {"from": "raw"}}},
+            "tasks.det.soft.options.from: ",
+            "did you mean 'form'?",
+        ),
         ({"tasks.det.soft": DET_MSE | {"options": {"form": "rwa"}}}, "tasks.det.soft.options: ", "'rwa' is none of raw, "),
         ({"tasks.seg.soft": {"loss": "kl", "options": {"temperature": 0}}}, "tasks.seg.soft.options: ", "0 is not above 0"),
-        ({"model.encoder": "tu-test_resnt"}, "model.encoder: ", "unknown encoder 'tu-test_resnt'; did you mean 'tu-test_resnet'?"),
+        (
+            {"model.encoder": "tu-test_resnt"},
+            "model.encoder: ",
+            "unknown encoder 'tu-test_resnt'; did you mean 'tu-test_resnet'?",
+        ),
         ({"model.encoder": "resnet18x"}, "model.encoder: ", "did you mean 'resnet18'?"),
         ({"run.device": "gpu"}, "run.device: ", "'gpu' is none of auto, cpu, cuda, cuda:N"),
-        ({"run.device": "cuda:99"}, "run.device: ", f"cuda:99 is not there; this machine has {torch.cuda.device_count()} CUDA"),
+        (
+            {"run.device": "cuda:99"},
+            "run.device: ",
+            f"cuda:99 is not there; this machine has {torch.cuda.device_count()} CUDA",
+        ),
         ({"train.amp": "fp16"}, "train.amp: ", "fp16 needs a CUDA device"),
     ],
 )
@@ -91,9 +107,10 @@ def test_a_wrong_name_or_value_is_told_before_data_is_read(no_data, fault, chang
 
 def test_a_layout_without_a_name_or_with_missing_options(no_data, raw, tmp_path):
     plain = raw(tmp_path / "run")
-    del plain["data"]["val"]["layout"]
-    with pytest.raises(UserError, match="data.val: needs layout; known: coco, scenes"):
-        build.check(build.Config.model_validate(plain))
+    for wrong in ({}, {"layout": None}, {"layout": ["scenes"]}):
+        plain["data"]["val"] = wrong
+        with pytest.raises(UserError, match="data.val: needs layout; known: coco, scenes"):
+            build.check(build.Config.model_validate(plain))
     plain["data"]["val"] = {"layout": "scenes", "split": "val"}
     with pytest.raises(UserError, match="data.val: needs count"):
         build.check(build.Config.model_validate(plain))

@@ -105,7 +105,10 @@ def test_a_wrong_value_names_key_and_value(write, override, where, given):
 
 
 def test_base_files_merge_key_by_key(write):
-    write("deep/base.yaml", {"train": {"steps": 7, "clip": 1}, "tasks": {"seg": {"ratio": 4}, "det": {}}, "model": {"width": 8}})
+    write(
+        "deep/base.yaml",
+        {"train": {"steps": 7, "clip": 1}, "tasks": {"seg": {"ratio": 4}, "det": {}}, "model": {"width": 8}},
+    )
     write("middle.yaml", {"base": "deep/base.yaml", "train": {"steps": 8}, "tasks": {"seg": {"alpha": 0}}})
     top = write("top.yaml", {"base": "middle.yaml", "train": {"batch_size": 2}, "model": {"strides": [8, 16]}})
     found = config.load(top, ["train.clip=2"])
@@ -116,8 +119,14 @@ def test_base_files_merge_key_by_key(write):
 
 def test_a_section_of_another_component_replaces_the_one_below(write):
     scenes = {"layout": "scenes", "split": "train", "count": 9}
-    write("base.yaml", {"data": {"train": scenes}, "tasks": {"seg": {"soft": {"loss": "kl", "options": {"temperature": 2}}}}})
-    top = {"base": "base.yaml", "data": {"train": {"layout": "coco", "images": "x"}}, "tasks": {"seg": {"soft": {"loss": "cwd"}}}}
+    write(
+        "base.yaml", {"data": {"train": scenes}, "tasks": {"seg": {"soft": {"loss": "kl", "options": {"temperature": 2}}}}}
+    )
+    top = {
+        "base": "base.yaml",
+        "data": {"train": {"layout": "coco", "images": "x"}},
+        "tasks": {"seg": {"soft": {"loss": "cwd"}}},
+    }
     found = config.load(write("top.yaml", top))
     assert found.data.train == {"layout": "coco", "images": "x"}
     assert found.tasks["seg"].soft.options == {}
@@ -185,11 +194,44 @@ def test_yaml_never_makes_objects(write, tmp_path):
         ("tasks.seg.soft.options.temperature=4", lambda c: c.tasks["seg"].soft.options == {"temperature": 4}),
         ("teacher.path=x.pt", lambda c: c.teacher.path == "x.pt"),
         (" train.steps = 5", lambda c: c.train.steps == 5),
+        ("run.dir=nan", lambda c: c.run.dir == "nan"),
+        ("run.dir='1e3'", lambda c: c.run.dir == "1e3"),
+        (
+            "tasks.seg.soft={loss: kl, options: {temperature: 5e-1}}",
+            lambda c: c.tasks["seg"].soft.options == {"temperature": 0.5},
+        ),
     ],
 )
 def test_overrides_are_yaml_values(write, override, read):
     path = write("cfg.yaml", {"train": {"eval_every": 3}, "tasks": {"seg": {"soft": SOFT}, "det": {}}})
     assert read(config.load(path, [override]))
+
+
+def test_exponents_are_numbers_in_files_too(write):
+    text = "train: {optimizer: {lr: 1e-3}}\ntasks: {seg: {soft: {loss: kl, options: {temperature: 2E+0, more: .5e1}}}}\n"
+    found = config.load(write("cfg.yaml", text))
+    assert found.train.optimizer.lr == 1e-3 and found.tasks["seg"].soft.options == {"temperature": 2.0, "more": 5.0}
+
+
+def test_a_key_that_is_there_twice(write):
+    path = write("cfg.yaml", "train:\n  steps: 3\nrun: {seed: 1}\ntrain:\n  clip: 1\n")
+    message = fault(config.load, path)
+    assert message.startswith(f"{path}: ") and "the key 'train' is there twice" in message and "line 4" in message
+
+
+def test_anchors_and_merge_keys_work(write):
+    text = "model: &m {width: 8}\ndata: {train: &t {layout: scenes, count: 3}, val: {<<: *t, <<: {split: val}}}\n"
+    found = config.load(write("cfg.yaml", text))
+    assert found.data.val == {"layout": "scenes", "count": 3, "split": "val"}
+
+
+def test_an_override_keeps_the_rest_of_a_default(write):
+    found = config.load(write("cfg.yaml", {}), ["tasks.seg.ratio=3", "data.train.count=5"])
+    default = config.Config()
+    assert list(found.tasks) == ["seg", "det"] and found.tasks["seg"].ratio == 3
+    assert found.data.train == default.data.train | {"count": 5} and found.data.val == default.data.val
+    found = config.load(write("cfg.yaml", {"tasks": {"seg": {}}}), ["tasks.seg.ratio=3"])
+    assert list(found.tasks) == ["seg"]  # what the file lists is all there is
 
 
 def test_the_last_override_wins_and_its_neighbours_stay(write):
@@ -255,7 +297,9 @@ def test_shipped_studies_are_sound(path):
             build.check(found)
             assert found.run.seed == seed
         control = study.runs[name].against
-        if control:  # what is compared differs in the teacher and what it teaches, in nothing that makes the network or the schedule
+        if (
+            control
+        ):  # what is compared differs in the teacher and what it teaches, in nothing that makes the network or the schedule
             for seed in set(runs) & set(configs[control]):
                 assert runs[seed].model == configs[control][seed].model and runs[seed].train == configs[control][seed].train
                 assert runs[seed].data.val == configs[control][seed].data.val
@@ -288,7 +332,11 @@ def test_study_makes_a_config_of_every_run_and_seed(write):
     write("run.yaml", {"train": {"steps": 9}})
     runs = {
         "teacher": {"config": "../run.yaml", "seeds": [4]},
-        "taught": {"config": "../run.yaml", "overrides": ["teacher.path={dir}/teacher/best.pt", "train.steps=3"], "against": "teacher"},
+        "taught": {
+            "config": "../run.yaml",
+            "overrides": ["teacher.path={dir}/teacher/best.pt", "train.steps=3"],
+            "against": "teacher",
+        },
     }
     found, configs = config.load_study(write("studies/s.yaml", study(seeds=[0, 1], runs=runs)))
     assert {name: list(of) for name, of in configs.items()} == {"teacher": [4], "taught": [0, 1]}

@@ -1,7 +1,9 @@
 import math
+import random
 import re
 import signal
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,7 +32,9 @@ def plain_run(tiny, tmp_path_factory):
     """A run without teacher: (config, folder, what train returned)."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     still = {"data.augment.brightness": 0, "data.augment.flip": 0, "data.train.count": 4}
-    config = tiny(folder, still | {"train.steps": 30, "train.log_every": 3, "train.save_every": 10, "eval.pictures": 2})
+    config = tiny(
+        folder, still | {"train.steps": 30, "train.log_every": 3, "train.optimizer": {"lr": 0.02}, "eval.pictures": 2}
+    )
     return config, folder, train(config)
 
 
@@ -76,7 +80,9 @@ def test_metrics_are_those_of_the_file_they_stand_beside(plain_run):
 def test_metrics_are_those_of_best_also_when_it_is_not_the_last(tiny, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(loop, "main_score", lambda *args: next(scores))
-    config = tiny(tmp_path / "run", {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0})
+    config = tiny(
+        tmp_path / "run", {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0}
+    )
     metrics = train(config)
     assert checkpoint.load(tmp_path / "run/best.pt", "x")["step"] == 1
     assert metrics == evaluate.evaluate_checkpoint(config, str(tmp_path / "run/best.pt"))
@@ -88,7 +94,11 @@ def test_best_is_the_highest_mean_of_the_main_metrics(plain_run, tiny, tmp_path,
     run = build.recipe(tiny(tmp_path / "run"))
     assert evaluate.main_score(metrics, run.tasks) == 25.0
     assert evaluate.main_score({"seg": {"mIoU": 40.0}, "det": {"mAP": None}}, run.tasks) == 20.0
-    assert evaluate.headline({"seg": {"mIoU": 1}, "det": {"mAP": 2, "mAP50": 3}}, run.tasks) == {"mIoU": 1, "mAP": 2, "mAP50": 3}
+    assert evaluate.headline({"seg": {"mIoU": 1}, "det": {"mAP": 2, "mAP50": 3}}, run.tasks) == {
+        "mIoU": 1,
+        "mAP": 2,
+        "mAP50": 3,
+    }
 
 
 def test_one_seed_one_run(tiny, tmp_path, same_weights):
@@ -125,7 +135,9 @@ def test_validation_lines(distilled_run, read_lines):
     lines = read_lines(folder, "val")
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
-        assert {"val/seg/mIoU", "val/det/mAP", "val/det/mAP50", "val/seg/IoU/road", "val/det/AP/car", "val/images"} <= set(line)
+        assert {"val/seg/mIoU", "val/det/mAP", "val/det/mAP50", "val/seg/IoU/road", "val/det/AP/car", "val/images"} <= set(
+            line
+        )
 
 
 def test_tensorboard_shows_the_same_numbers_and_pictures(distilled_run, read_lines):
@@ -151,7 +163,8 @@ def test_meter_by_hand():
     meter.add({"a": torch.tensor(2.0)})
     # a: (1 + 2) / 2 = 1.5, times 2 = 3; b: 4, times .5 = 2 (it was there once); total 5
     assert meter.summary() == {
-        "loss/total": 5.0, "raw/a": 1.5, "weighted/a": 3.0, "share/a": 60.0, "raw/b": 4.0, "weighted/b": 2.0, "share/b": 40.0,
+        "loss/total": 5.0, "raw/a": 1.5, "weighted/a": 3.0, "share/a": 60.0,
+        "raw/b": 4.0, "weighted/b": 2.0, "share/b": 40.0,
     }  # fmt: skip
     again = LossMeter(meter.weights)
     again.restore(meter.state())
@@ -274,7 +287,9 @@ def test_norms_and_biases_are_not_decayed(tiny, tmp_path, name, kind):
         id(p) for m in net.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)) for p in m.parameters(recurse=False)
     }
     expected = {
-        id(p): 0.0 if id(p) in norms or re.search(r"bias\b", n) else 0.3 for n, p in net.named_parameters() if p.requires_grad
+        id(p): 0.0 if id(p) in norms or re.search(r"bias\b", n) else 0.3
+        for n, p in net.named_parameters()
+        if p.requires_grad
     }
     named = {id(p): n for n, p in net.named_parameters()}
     assert {named[k]: v for k, v in decay.items()} == {named[k]: v for k, v in expected.items()}
@@ -411,7 +426,9 @@ def finished(tiny, tmp_path):
 def test_a_folder_in_use_is_refused(finished):
     make, files = finished
     before = files()
-    with pytest.raises(UserError, match="run.dir: .* holds a run already; continue it with --resume, replace it with --overwrite"):
+    with pytest.raises(
+        UserError, match="run.dir: .* holds a run already; continue it with --resume, replace it with --overwrite"
+    ):
         train(make())
     assert files() == before
 
@@ -425,7 +442,8 @@ def test_overwrite_replaces_the_run(finished, tmp_path, read_lines):
 
 
 @pytest.mark.parametrize(
-    "fault", [{"model.encoder": "tu-nothing"}, {"data.train.split": "trian"}, {"data.labelled": 99, "data.unlabelled": False}]
+    "fault",
+    [{"model.encoder": "tu-nothing"}, {"data.train.split": "trian"}, {"data.labelled": 99, "data.unlabelled": False}],
 )
 def test_overwrite_with_a_faulty_config_destroys_nothing(finished, fault):
     make, files = finished
@@ -521,10 +539,6 @@ def test_weights_are_loaded_strictly():
 
 
 def test_random_state_goes_to_disk_and_back(tmp_path):
-    import random
-
-    import numpy as np
-
     draw = lambda: (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1))  # noqa: E731
     checkpoint.seed_everything(5)
     draw()

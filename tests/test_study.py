@@ -1,7 +1,170 @@
-import time,sys
-sys.path.insert(0,'/work/main/tests')
-def test_x(tiny,tmp_path,distilled):
-    from multitask_kd.engine.train import train
-    for _ in range(2):
-        t=time.time(); train(tiny(tmp_path/str(_),{"train.steps":20})); print('T',time.time()-t)
-    t=time.time(); train(tiny(tmp_path/"d",{"train.steps":20,**distilled})); print('T',time.time()-t)
+import json
+
+import pytest
+import yaml
+
+from multitask_kd import build, checkpoint, config
+from multitask_kd.engine import study as studies
+from multitask_kd.engine import train as loop
+from multitask_kd.errors import UserError
+from multitask_kd.models.multitask import count_parameters
+
+ROWS = [
+    {"name": "alone", "against": None, "seeds": [0, 1, 2], "mIoU": [10.0, 20.0, 30.0], "mAP": [1.0, 2.0, 3.0]},
+    {"name": "taught", "against": "alone", "seeds": [2, 0], "mIoU": [33.0, 14.0], "mAP": [3.5, 1.25]},
+    {"name": "seg only", "against": "taught", "seeds": [2], "mIoU": [30.0]},
+]
+
+
+def test_gains_are_differences_of_the_same_seed():
+    found = studies.gains(None, ROWS)
+    # taught - alone, seed 2: 33 - 30 and 3.5 - 3; seed 0: 14 - 10 and 1.25 - 1
+    assert found == [
+        {"name": "taught", "against": "alone", "mIoU": [3.0, 4.0], "mAP": [0.5, 0.25]},
+        {"name": "seg only", "against": "taught", "mIoU": [-3.0]},
+    ]
+
+
+def test_report_shows_mean_and_spread():
+    rows = [
+        row
+        | {"labelled_images": 4, "unlabelled_images": 8, "params": 1234, "steps": 2, "seconds": [60.0] * len(row["seeds"])}
+        for row in ROWS
+    ]
+    results = {"title": "A title", "machine": "a machine", "rows": rows, "gains": studies.gains(None, rows)}
+    text = studies.report(results)
+    assert "A title" in text and "a machine" in text
+    assert "20.0 +- 10.0" in text and "3.5 +- 0.7" in text and "taught - alone" in text
+    assert studies.report(results, markdown=True).startswith("## A title")
+
+
+@pytest.fixture
+def write(raw, tmp_path):
+    """write(runs, **study) -> the study's path; student.yaml and taught.yaml lie beside it, its folder is tmp_path/out."""
+
+    def make(runs, **changes):
+        quick = {"train.steps": 2, "train.save_every": 1, "eval.pictures": 0}
+        (tmp_path / "student.yaml").write_text(yaml.safe_dump(raw("unused", quick)))
+        soft = {"seg": {"alpha": 0.5, "soft": {"loss": "kl"}}}
+        teacher = {"path": str(tmp_path / "out/teacher/best.pt")}
+        (tmp_path / "taught.yaml").write_text(yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": teacher}))
+        study = {"title": "t", "dir": str(tmp_path / "out"), "pictures": 0, "runs": runs, **changes}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+        return tmp_path / "study.yaml"
+
+    return make
+
+
+STUDENT, TAUGHT = {"config": "student.yaml"}, {"config": "taught.yaml"}
+
+
+def test_seeds_get_a_row_and_folders_of_their_own(write, tmp_path):
+    results = studies.run_study(write({"a b": STUDENT | {"overrides": ["train.steps=1"]}}, seeds=[0, 3]))
+    (row,) = results["rows"]
+    assert row["seeds"] == [0, 3] and len(row["mIoU"]) == len(row["mAP"]) == len(row["seconds"]) == 2
+    for seed, miou in zip((0, 3), row["mIoU"], strict=True):
+        folder = tmp_path / f"out/a_b/seed{seed}"
+        assert json.loads((folder / "metrics.json").read_text())["seg"]["mIoU"] == miou
+        assert f"seed: {seed}" in (folder / "config.yaml").read_text()
+    content = checkpoint.load(folder / "best.pt", "x")
+    assert row["params"] == count_parameters(build.from_checkpoint(content, "x"))
+    assert (row["labelled_images"], row["unlabelled_images"], row["steps"]) == (12, 0, 1)
+    assert not (tmp_path / "out/picture.png").exists()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Every call of train that a study makes: (last folder, resume, overwrite)."""
+    calls, really = [], studies.train
+
+    def train(one, *, resume, overwrite):
+        calls.append((one.run.dir.rpartition("/")[2], resume, overwrite))
+        return really(one, resume=resume, overwrite=overwrite)
+
+    monkeypatch.setattr(studies, "train", train)
+    return calls
+
+
+def test_what_was_interrupted_goes_on_and_what_is_done_is_kept(write, trained, monkeypatch, tmp_path):
+    path = write({"teacher": STUDENT, "pupil": TAUGHT})
+    with monkeypatch.context() as patch:
+        really = studies.train
+        stop = lambda one, **kwargs: really(one, **kwargs) if "teacher" in one.run.dir else interrupted(one, **kwargs)  # noqa: E731
+
+        def interrupted(one, **kwargs):
+            done = loop.Progress.step
+            with pytest.MonkeyPatch.context() as inner:
+                inner.setattr(
+                    loop.Progress, "step", lambda self: (done(self), loop.signal.raise_signal(loop.signal.SIGTERM))
+                )
+                return really(one, **kwargs)
+
+        patch.setattr(studies, "train", stop)
+        assert studies.run_study(path) is None
+    assert not (tmp_path / "out/results.json").exists()
+    assert checkpoint.load(tmp_path / "out/pupil/last.pt", "x")["step"] == 1
+    spent = json.loads((tmp_path / "out/pupil/seconds.json").read_text())["seconds"]
+    trained.clear()
+    results = studies.run_study(path)
+    assert trained == [("pupil", True, False)]
+    assert results["rows"][1]["seconds"][0] >= spent > 0
+    trained.clear()
+    assert studies.run_study(path)["rows"] == results["rows"] and trained == []
+    studies.run_study(path, overwrite=True)
+    assert trained == [("teacher", False, True), ("pupil", False, True)]
+
+
+def test_a_changed_config_is_trained_again_and_so_is_what_it_teaches(write, trained):
+    pupil = TAUGHT | {"against": "alone"}
+    studies.run_study(write({"teacher": STUDENT, "alone": STUDENT, "pupil": pupil}))
+    trained.clear()
+    studies.run_study(write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}, "alone": STUDENT, "pupil": pupil}))
+    assert trained == [("teacher", False, True), ("pupil", False, True)]
+
+
+def test_what_an_old_teacher_taught_is_trained_again_even_after_a_stop(write, trained, monkeypatch):
+    studies.run_study(write({"teacher": STUDENT, "pupil": TAUGHT}))
+    path = write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}, "pupil": TAUGHT})
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "describe", lambda name, *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # the new teacher is done, the pupil is still the old one's
+            studies.run_study(path)
+    trained.clear()
+    studies.run_study(path)
+    assert trained == [("pupil", False, True)]
+
+
+def test_a_run_killed_after_its_metrics_counts_as_done(write, trained, tmp_path):
+    path = write({"a": STUDENT})
+    studies.run_study(path)
+    (tmp_path / "out/a/seconds.json").unlink()
+    trained.clear()
+    assert studies.run_study(path)["rows"][0]["mIoU"] and trained == []
+
+
+def test_no_run_starts_where_one_has_a_fault(write, trained, tmp_path):
+    path = write({"a": STUDENT, "b": STUDENT | {"overrides": ["model.encoder=tu-test_resnt"]}})
+    with pytest.raises(UserError, match="did you mean 'tu-test_resnet'"):
+        studies.run_study(path)
+    assert trained == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": []}, "seeds: "),
+        ({"runs": {"a b": STUDENT, "a_b": STUDENT}}, "a_b"),
+    ],
+)
+def test_studies_that_make_no_sense_are_refused(write, changes, said):
+    with pytest.raises(UserError, match=said):
+        config.load_study(write(**({"runs": {"a": STUDENT}} | changes)))
+
+
+def test_picture_has_truth_and_every_network(write, tmp_path):
+    path = write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}}, pictures=2)
+    assert studies.run_study(path)["rows"]
+    study, configs = config.load_study(path)
+    picture = studies.picture(study, configs)
+    assert picture.dtype == "uint8" and picture.shape[2] == 3
+    assert picture.shape[1] > 2 * 64 and picture.shape[0] > 2 * 48  # two rows of truth and network

@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{row['name']} saw {row['labelled_images']} labelled and {row['unlabelled_images']} unlabelled images")
     folder = Path(results["dir"])
     summary = {
-        row["name"]: {key: row[key][0] for key in KEPT} | {key: row[key] for key in ("labelled_images", "params")}
+        row["name"]: {key: row[key][0] for key in KEPT if key in row} | {key: row[key] for key in ("labelled_images", "params")}
         for row in results["rows"]
     }
     seconds = {row["name"]: row["seconds"][0] for row in results["rows"]}

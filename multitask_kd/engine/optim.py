@@ -12,11 +12,12 @@ from torch import nn
 def make_optimizer(
     module: nn.Module, *, name: str, lr: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD over all that learns in ``module``; one-dimensional parameters (norms, biases) are not decayed."""
-    learning = [p for p in module.parameters() if p.requires_grad]
+    """AdamW or SGD over all that learns in ``module``; norms and biases (also those of more dimensions) are not decayed."""
+    learning = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    bare = {n for n, p in learning if p.dim() <= 1 or n.endswith("bias")}
     groups = [
-        {"params": [p for p in learning if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for n, p in learning if n not in bare], "weight_decay": weight_decay},
+        {"params": [p for n, p in learning if n in bare], "weight_decay": 0.0},
     ]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)

@@ -35,6 +35,7 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     for runs in configs.values():
         for config in runs.values():
             build.check(config)
+    forget_pupils(configs, overwrite=overwrite)
     rows = []
     for name, runs in configs.items():
         results = {}
@@ -54,18 +55,40 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     return results
 
 
+def forget_pupils(configs: Mapping[str, Mapping[int, Config]], *, overwrite: bool) -> None:
+    """What learned from a network that will be trained has to learn again, also if this process does not get there."""
+    anew: set[Path] = set()
+    for config in (config for runs in configs.values() for config in runs.values()):
+        folder = Path(config.run.dir)
+        learns = config.teacher is not None and any(task.alpha > 0 for task in config.tasks.values())
+        if learns and Path(config.teacher.path).parent in anew:
+            (folder / "config.yaml").unlink(missing_ok=True)
+        if overwrite or not is_done(config):
+            anew.add(folder)
+
+
+def is_done(config: Config) -> bool:
+    """Has a run of exactly this config ended?"""
+    folder = Path(config.run.dir)
+    return _is_written(folder, config) and (folder / "metrics.json").is_file()
+
+
+def _is_written(folder: Path, config: Config) -> bool:
+    written = folder / "config.yaml"
+    return written.is_file() and written.read_text(encoding="utf-8") == dump(config)
+
+
 def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:
     """The metrics of a run: read where it is finished, else trained or resumed. "seconds" adds up over its parts."""
     folder = Path(config.run.dir)
     timing = folder / "seconds.json"
-    written = folder / "config.yaml"
-    same = written.is_file() and written.read_text(encoding="utf-8") == dump(config)
+    spent = json.loads(timing.read_text(encoding="utf-8")) if timing.is_file() else {"seconds": 0.0}
     done = folder / "metrics.json"
-    if same and done.is_file() and not overwrite:
+    if is_done(config) and not overwrite:
         print(f"already done: {done}")
-        return json.loads(done.read_text(encoding="utf-8")) | json.loads(timing.read_text(encoding="utf-8"))
-    resume = same and (folder / "last.pt").is_file() and not overwrite
-    before = json.loads(timing.read_text(encoding="utf-8"))["seconds"] if resume and timing.is_file() else 0.0
+        return json.loads(done.read_text(encoding="utf-8")) | spent
+    resume = _is_written(folder, config) and (folder / "last.pt").is_file() and not overwrite
+    before = spent["seconds"] if resume else 0.0
     began = time.perf_counter()
     metrics = train(config, resume=resume, overwrite=not resume)
     spent = {"seconds": round(before + time.perf_counter() - began, 1)}

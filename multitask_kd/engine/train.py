@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from .. import checkpoint
 from ..build import Recipe, recipe
@@ -17,7 +18,7 @@ from ..config import Config, dump
 from ..errors import UserError
 from ..precision import resolve_amp
 from ..report.tables import metrics_table
-from .evaluate import evaluate, headline, main_score
+from .evaluate import evaluate, evaluate_checkpoint, headline, main_score
 from .log import LossMeter, Progress, RunLog, flatten
 from .optim import Ema, lr_factor, make_optimizer
 from .pictures import draw
@@ -26,16 +27,20 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
-    """Train as ``config`` says; returns the final metrics, or None when a signal stopped the run early.
+    """Train as ``config`` says; returns the metrics of best.pt on all validation images, or None when a signal stopped the
+    run early.
 
     Writes into ``run.dir``: config.yaml, best.pt, last.pt, metrics.jsonl, metrics.json, tensorboard/.
     Raises UserError for a bad config, bad data, a run folder in use, or a loss that is not finite.
     """
-    folder = prepare_folder(Path(config.run.dir), dump(config), resume=resume, overwrite=overwrite)
+    folder = Path(config.run.dir)
+    check_folder(folder, dump(config), resume=resume, overwrite=overwrite)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     checkpoint.seed_everything(config.run.seed)
     run = recipe(config)
+    if not resume:
+        clear_folder(folder)  # after all that can be wrong with a config: a typo must not cost the run that is there
     c, device, student = config.train, run.device, run.student
     if config.run.channels_last:
         run.distiller.to(memory_format=torch.channels_last)
@@ -57,8 +62,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     progress = Progress(c.steps, step, folder.name)
     stop = StopSignal()
     batches = iter(run.train_batches(step))
-    metrics: dict[str, Any] | None = None
-    since, waited = time.perf_counter(), 0.0
+    since, waited, timed = time.perf_counter(), 0.0, 0
     skipped: list[str] = []
     announce(run, progress)
     try:
@@ -79,7 +83,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                     total, _ = run.objective(losses)
                     scaler.scale(total / c.accumulate).backward()
                     meter.add(losses)
-                step += 1
+                step, timed = step + 1, timed + 1
                 logs, evaluates = step % c.log_every == 0, step == c.steps or step % (c.eval_every or c.steps) == 0
                 saves = evaluates or stop.requested or step % c.save_every == 0
                 scaler.unscale_(optimizer)
@@ -98,7 +102,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                     values = meter.summary() | {
                         "train/lr": optimizer.param_groups[0]["lr"],
                         "train/gradient_norm": float(norm),
-                        "speed/images_per_second": c.log_every * c.accumulate * c.batch_size / elapsed,
+                        "speed/images_per_second": timed * c.accumulate * c.batch_size / elapsed,
                         "speed/data_wait_percent": 100 * waited / elapsed,
                         "data/skipped": len(skipped),
                     }
@@ -106,12 +110,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                     progress.logged(step, values)
                     meter.reset()
                 if evaluates:
-                    metrics = run_evaluation(run, state.result(), journal, progress, step)
-                    state.keep_best(metrics, step)
+                    state.keep_best(run_evaluation(run, state.result(), journal, progress, step), step)
                 if saves:
                     state.save(step)
                 if logs or evaluates:
-                    since, waited = time.perf_counter(), 0.0
+                    since, waited, timed = time.perf_counter(), 0.0, 0
             if stop.requested and step < c.steps:
                 state.save(step)
                 progress.say(f"stopped at step {step}; go on with --resume")
@@ -120,8 +123,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         progress.close()
         journal.close()
         report_skipped(skipped)
-    if metrics is None:  # resumed after the last step
-        metrics = evaluate_run(run, state.result())
+    metrics = final_metrics(config, folder)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     print(metrics_table(metrics))
     print(f"result: {folder / 'best.pt'}    curves: tensorboard --logdir {folder}")
@@ -139,6 +141,13 @@ def announce(run: Recipe, progress: Progress) -> None:
     if run.teacher:
         line += f"; teacher {sum(p.numel() for p in run.teacher.net.parameters()) / 1e6:.2f} M"
     progress.say(line)
+
+
+def final_metrics(config: Config, folder: Path) -> dict[str, Any]:
+    """Of best.pt on all validation images: what tools/eval.py says of the file."""
+    if config.eval.images is not None:
+        return evaluate_checkpoint(config, str(folder / "best.pt"), "run.dir")
+    return checkpoint.load(folder / "best.pt", "run.dir")["metrics"]
 
 
 def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
@@ -173,35 +182,47 @@ def report_skipped(messages: list[str]) -> None:
         log.warning("%d images could not be read and were replaced", len(messages))
 
 
-def prepare_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> Path:
-    """Make the run's folder. Raises UserError where it would destroy a run, or resume something else."""
-    used = any((folder / name).exists() for name in ("config.yaml", "last.pt", "best.pt"))
+def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> None:
+    """Raise UserError where the run would destroy another, or resume something else."""
     if resume:
         if not (folder / "last.pt").is_file():
             raise UserError(f"run.dir: there is no {folder / 'last.pt'} to resume from; leave --resume out to start")
         written = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else resolved
         if difference := _differences(written, resolved):
             raise UserError(f"--resume: the config is not the run's: {difference}; resume with the same config")
-        return folder
-    if used and not overwrite:
+    elif not overwrite and any((folder / name).exists() for name in ("config.yaml", "last.pt", "best.pt")):
         raise UserError(
             f"run.dir: {folder} holds a run already; continue it with --resume, replace it with --overwrite, or name another run.dir"
         )
+
+
+def clear_folder(folder: Path) -> None:
+    """Make the run's folder, without what an earlier run left in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    if used:
-        for name in ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json"):
-            (folder / name).unlink(missing_ok=True)
-        for events in (folder / "tensorboard").glob("events.*"):
-            events.unlink()
-    return folder
+    for name in ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+    for events in (folder / "tensorboard").glob("events.*"):
+        events.unlink()
+
+
+FREE = ("run.dir", "run.threads", "run.device", "data.workers", "train.log_every", "train.save_every", "eval.pictures")
 
 
 def _differences(written: str, resolved: str) -> str:
-    """The first lines in which two resolved configs differ; what cannot change a result may."""
-    free = ("workers:", "log_every:", "save_every:", "pictures:", "dir:", "threads:", "device:")
-    keep = lambda text: [line for line in text.splitlines() if not line.strip().startswith(free)]  # noqa: E731
-    pairs = [(a.strip(), b.strip()) for a, b in zip(keep(written), keep(resolved), strict=False) if a != b]
-    return "; ".join(f"'{a}' was, '{b}' is" for a, b in pairs[:3])
+    """The first keys in which two resolved configs differ; those in ``FREE``, which cannot change a result, may."""
+    before, now = (_flat(yaml.safe_load(text) or {}) for text in (written, resolved))
+    changed = [k for k in {**before, **now} if k not in FREE and before.get(k) != now.get(k)]
+    if not changed and [k for k in before if k in now] != [k for k in now if k in before]:
+        return "the order of its keys"  # parameters, and so the optimizer's state, are in the order of the tasks
+    return "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed[:3])
+
+
+def _flat(section: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """{"train": {"optimizer": {"lr": 1}}} -> {"train.optimizer.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
+    return flat
 
 
 class State:
