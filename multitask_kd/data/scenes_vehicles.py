@@ -14,7 +14,7 @@ from .scenes_pen import Pen
 DARK, TYRE, STEEL = (30, 30, 34), (26, 25, 27), (130, 132, 136)
 
 
-TYPICAL = 0.6  # of objects wear colours that are common in their class; colour hints at the class and never proves it
+TYPICAL = 0.85  # of objects wear colours that are common in their class; colour hints at the class and never proves it
 
 
 def hue(rng: Generator, low: float, high: float, saturation: float, value: float) -> np.ndarray:
