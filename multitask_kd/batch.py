@@ -39,10 +39,7 @@ class Batch:
             images = images.float().div_(255)
         # images leave the loader as [B,H,W,C] in memory, which is channels_last: the other layout needs a copy
         images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        targets = {
-            task: {k: v.to(device, non_blocking=True) for k, v in target.items()}
-            for task, target in self.targets.items()
-        }
+        targets = {task: {k: v.to(device, non_blocking=True) for k, v in target.items()} for task, target in self.targets.items()}
         return replace(self, images=images, targets=targets)
 
     def pin_memory(self) -> Batch:

@@ -203,9 +203,7 @@ class Recipe:
     def train_batches(self, start: int) -> DataLoader:
         """Batches from optimizer step ``start`` to the end of the run."""
         config, loops = self.config, self.config.train.accumulate
-        stream = data_loader.BatchStream(
-            self.pools, config.run.seed, start * loops, config.train.steps * loops
-        )
+        stream = data_loader.BatchStream(self.pools, config.run.seed, start * loops, config.train.steps * loops)
         augment = TrainTransform(config.data.input_size, **config.data.augment.model_dump())
         skip = config.data.on_error == "skip"
         images = data_loader.TrainSet(self.train_layout, augment, config.run.seed, pools=self.pools, skip_errors=skip)
@@ -220,9 +218,7 @@ class Recipe:
         return {name: dict(task.decode) for name, task in self.config.tasks.items()}
 
 
-def val_loader(
-    config: Config, found: Layout, size: Sequence[int], count: int | None, on: torch.device
-) -> DataLoader:
+def val_loader(config: Config, found: Layout, size: Sequence[int], count: int | None, on: torch.device) -> DataLoader:
     images = data_loader.EvalSet(found, tuple(size), count, skip_errors=config.data.on_error == "skip")
     pin = on.type == "cuda"
     return data_loader.eval_loader(images, config.eval.batch_size, workers=config.data.workers, pin=pin)

@@ -39,7 +39,7 @@ def run_tool(main: Callable[[argparse.Namespace], int], parser: argparse.Argumen
 def check_torchvision() -> None:
     """Raise UserError, with the remedy, when torchvision was built for another torch."""
     try:
-        import torchvision.ops  # noqa: F401, PLC0415
+        import torchvision.ops  # noqa: F401
     except (RuntimeError, ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError):
             raise UserError(f"{error}: install the project first (make install)") from None

@@ -181,7 +181,7 @@ class Train(Section):
     clip: NonNegative = 10.0
     """Largest gradient norm; 0 does not clip."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "none"
-    """Precision of the student's forward; fp16 (CUDA only) scales the loss. Narrow networks are slower in bf16 on most CPUs: measure with tools/bench.py."""
+    """Precision of the student's forward; fp16 (CUDA only) scales the loss. bf16 slows narrow networks on most CPUs: tools/bench.py."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the average of weights that is evaluated and saved as the result; 0 is none."""
     optimizer: Optimizer = Optimizer()
@@ -224,9 +224,7 @@ class Config(Section):
             raise ValueError("an alpha is above 0 but there is no teacher: give teacher.path, or set every alpha to 0")
         stride = max(self.model.strides)
         if any(n % stride for n in self.data.input_size):
-            raise ValueError(
-                f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}"
-            )
+            raise ValueError(f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}")
         return self
 
 
@@ -365,7 +363,11 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     for key, value in above.items():
         old = merged.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        if both and value.get("layout", old.get("layout")) == old.get("layout") and value.get("loss", old.get("loss")) == old.get("loss"):
+        if (
+            both
+            and value.get("layout", old.get("layout")) == old.get("layout")
+            and value.get("loss", old.get("loss")) == old.get("loss")
+        ):
             merged[key] = merge(old, value)
         else:
             merged[key] = value

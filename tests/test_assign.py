@@ -195,9 +195,7 @@ def test_no_boxes_at_all():
 def test_fewer_cells_than_candidates():
     centres, scales = cells((8, 16), (8,), CPU)  # two cells
     box = torch.tensor([[[0.0, 0, 16, 8]]])
-    found = simota(
-        box, torch.tensor([[0]]), box.expand(1, 2, 4), torch.zeros(1, 2), torch.zeros(1, 2, 1), centres, scales
-    )
+    found = simota(box, torch.tensor([[0]]), box.expand(1, 2, 4), torch.zeros(1, 2), torch.zeros(1, 2, 1), centres, scales)
     assert found.positive.tolist() == [[True, True]]  # IoUs 1 + 1
 
 

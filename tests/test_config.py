@@ -119,9 +119,7 @@ def test_base_files_merge_key_by_key(write):
 
 def test_a_section_of_another_component_replaces_the_one_below(write):
     scenes = {"layout": "scenes", "split": "train", "count": 9}
-    write(
-        "base.yaml", {"data": {"train": scenes}, "tasks": {"seg": {"soft": {"loss": "kl", "options": {"temperature": 2}}}}}
-    )
+    write("base.yaml", {"data": {"train": scenes}, "tasks": {"seg": {"soft": {"loss": "kl", "options": {"temperature": 2}}}}})
     top = {
         "base": "base.yaml",
         "data": {"train": {"layout": "coco", "images": "x"}},

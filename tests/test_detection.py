@@ -56,9 +56,7 @@ def perfect(boxes, classes):
             raw[i, inside, 2:4] = ((box[2:] - box[:2]) / scales[inside, None]).log()
             raw[i, inside, 4] = SURE
             raw[i, inside, 5 + kind] = SURE
-    match = simota(
-        truth["boxes"], truth["classes"], decode_boxes(raw, centres, scales), raw[..., 4], raw[..., 5:], centres, scales
-    )
+    match = simota(truth["boxes"], truth["classes"], decode_boxes(raw, centres, scales), raw[..., 4], raw[..., 5:], centres, scales)
     raw[..., 4] = torch.where(match.positive, SURE, -SURE)
     return raw, truth
 

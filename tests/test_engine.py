@@ -32,9 +32,7 @@ def plain_run(tiny, tmp_path_factory):
     """A run without teacher: (config, folder, what train returned)."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     still = {"data.augment.brightness": 0, "data.augment.flip": 0, "data.train.count": 4}
-    config = tiny(
-        folder, still | {"train.steps": 30, "train.log_every": 3, "train.optimizer": {"lr": 0.02}, "eval.pictures": 2}
-    )
+    config = tiny(folder, still | {"train.steps": 30, "train.log_every": 3, "train.optimizer": {"lr": 0.02}, "eval.pictures": 2})
     return config, folder, train(config)
 
 
@@ -80,9 +78,7 @@ def test_metrics_are_those_of_the_file_they_stand_beside(plain_run):
 def test_metrics_are_those_of_best_also_when_it_is_not_the_last(tiny, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(loop, "main_score", lambda *args: next(scores))
-    config = tiny(
-        tmp_path / "run", {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0}
-    )
+    config = tiny(tmp_path / "run", {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0})
     metrics = train(config)
     assert checkpoint.load(tmp_path / "run/best.pt", "x")["step"] == 1
     assert metrics == evaluate.evaluate_checkpoint(config, str(tmp_path / "run/best.pt"))
@@ -135,9 +131,7 @@ def test_validation_lines(distilled_run, read_lines):
     lines = read_lines(folder, "val")
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
-        assert {"val/seg/mIoU", "val/det/mAP", "val/det/mAP50", "val/seg/IoU/road", "val/det/AP/car", "val/images"} <= set(
-            line
-        )
+        assert {"val/seg/mIoU", "val/det/mAP", "val/det/mAP50", "val/seg/IoU/road", "val/det/AP/car", "val/images"} <= set(line)
 
 
 def test_tensorboard_shows_the_same_numbers_and_pictures(distilled_run, read_lines):
@@ -283,13 +277,9 @@ def test_norms_and_biases_are_not_decayed(tiny, tmp_path, name, kind):
     optimizer = make_optimizer(net, name=name, lr=0.1, weight_decay=0.3, momentum=0.8)
     assert isinstance(optimizer, kind)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    norms = {
-        id(p) for m in net.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)) for p in m.parameters(recurse=False)
-    }
+    norms = {id(p) for m in net.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)) for p in m.parameters(recurse=False)}
     expected = {
-        id(p): 0.0 if id(p) in norms or re.search(r"bias\b", n) else 0.3
-        for n, p in net.named_parameters()
-        if p.requires_grad
+        id(p): 0.0 if id(p) in norms or re.search(r"bias\b", n) else 0.3 for n, p in net.named_parameters() if p.requires_grad
     }
     named = {id(p): n for n, p in net.named_parameters()}
     assert {named[k]: v for k, v in decay.items()} == {named[k]: v for k, v in expected.items()}
@@ -426,9 +416,7 @@ def finished(tiny, tmp_path):
 def test_a_folder_in_use_is_refused(finished):
     make, files = finished
     before = files()
-    with pytest.raises(
-        UserError, match="run.dir: .* holds a run already; continue it with --resume, replace it with --overwrite"
-    ):
+    with pytest.raises(UserError, match="run.dir: .* holds a run already; continue it with --resume, replace it with --overwrite"):
         train(make())
     assert files() == before
 

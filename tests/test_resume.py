@@ -125,9 +125,7 @@ def signal_after(monkeypatch, step, numbers):
     monkeypatch.setattr(loop.Progress, "step", wrapped)
 
 
-def test_ctrl_c_saves_and_ends_with_130(
-    raw, tiny, distilled, unbroken, tmp_path, read_lines, same_weights, tool, monkeypatch
-):
+def test_ctrl_c_saves_and_ends_with_130(raw, tiny, distilled, unbroken, tmp_path, read_lines, same_weights, tool, monkeypatch):
     folder, config = tmp_path / "run", tmp_path / "cfg.yaml"
     before = signal.getsignal(signal.SIGINT)  # not Python's own where the tests run in the background
     config.write_text(yaml.safe_dump(raw(folder, changes_of(distilled)), sort_keys=False), encoding="utf-8")

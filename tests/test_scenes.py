@@ -239,8 +239,7 @@ def test_processes_may_generate_the_same_set_at_once(tmp_path):
         "worker(*sys.argv[2:])", "print(ensure(Path(sys.argv[2]), 0, 'val', (96, 128), 6))"
     )
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, package, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code, package, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     folders = {run.communicate()[0].strip() for run in runs}
     assert [run.returncode for run in runs] == [0, 0, 0]

@@ -27,8 +27,7 @@ def test_gains_are_differences_of_the_same_seed():
 
 def test_report_shows_mean_and_spread():
     rows = [
-        row
-        | {"labelled_images": 4, "unlabelled_images": 8, "params": 1234, "steps": 2, "seconds": [60.0] * len(row["seeds"])}
+        row | {"labelled_images": 4, "unlabelled_images": 8, "params": 1234, "steps": 2, "seconds": [60.0] * len(row["seeds"])}
         for row in ROWS
     ]
     results = {"title": "A title", "machine": "a machine", "rows": rows, "gains": studies.gains(None, rows)}
@@ -94,9 +93,7 @@ def test_what_was_interrupted_goes_on_and_what_is_done_is_kept(write, trained, m
         def interrupted(one, **kwargs):
             done = loop.Progress.step
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(
-                    loop.Progress, "step", lambda self: (done(self), loop.signal.raise_signal(loop.signal.SIGTERM))
-                )
+                inner.setattr(loop.Progress, "step", lambda self: (done(self), loop.signal.raise_signal(loop.signal.SIGTERM)))
                 return really(one, **kwargs)
 
         patch.setattr(studies, "train", stop)

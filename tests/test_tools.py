@@ -76,9 +76,7 @@ def test_train_tells_faults_in_a_line_and_exits_with_2(put, tool, tmp_path, argu
 
 
 def test_train_stops_on_a_loss_that_is_not_finite(put, tool, tmp_path):
-    config = put(
-        "cfg.yaml", tmp_path / "run", {"train.optimizer": {"name": "sgd", "lr": 1e30, "warmup": 0}, "train.clip": 0}
-    )
+    config = put("cfg.yaml", tmp_path / "run", {"train.optimizer": {"name": "sgd", "lr": 1e30, "warmup": 0}, "train.clip": 0})
     status, _, err = tool("train", "--config", config)
     assert status == 2 and "error: step 2: the loss" in err and "is not finite" in err and "Traceback" not in err
 
@@ -144,11 +142,7 @@ def test_a_torchvision_of_another_torch_is_explained(broken_torchvision, put, to
     config = put("cfg.yaml", tmp_path / "run")
     broken_torchvision(error)
     status, _, err = tool("train", "--config", config)
-    assert (
-        status == 2
-        and "torch and torchvision do not match" in err
-        and "pip install --force-reinstall torch torchvision" in err
-    )
+    assert status == 2 and "torch and torchvision do not match" in err and "pip install --force-reinstall torch torchvision" in err
     assert f"torchvision says: {str(error).splitlines()[0]}" in err and "Traceback" not in err
 
 
@@ -167,9 +161,7 @@ def demo_study(raw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     (folder / "student.yaml").write_text(yaml.safe_dump(raw("unused", SCHEDULE), sort_keys=False), encoding="utf-8")
     soft = {"seg": {"alpha": 0.5, "soft": {"loss": "kl"}}, "det": {"alpha": 0.5, "soft": {"loss": "det_mse"}}}
-    (folder / "taught.yaml").write_text(
-        yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": {"path": "unset"}})
-    )
+    (folder / "taught.yaml").write_text(yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": {"path": "unset"}}))
     runs = {
         "teacher": {"config": "student.yaml", "overrides": ["model.width=16"]},
         "scratch": {"config": "student.yaml", "overrides": ["data.labelled=4", "data.unlabelled=false"]},
@@ -205,9 +197,7 @@ def test_demo(demo_study, tool):
     assert set(seconds) == {"teacher", "scratch", "distilled", "total"} and all(s >= 0 for s in seconds.values())
     assert "distilled saw 4 labelled and 8 unlabelled images" in out and "distilled - scratch" in out
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert (
-        "Tiny" in (folder / "results.md").read_text() and len(json.loads((folder / "results.json").read_text())["rows"]) == 3
-    )
+    assert "Tiny" in (folder / "results.md").read_text() and len(json.loads((folder / "results.json").read_text())["rows"]) == 3
 
 
 def test_demo_again_trains_nothing(demo_study, tool, monkeypatch):

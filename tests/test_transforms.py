@@ -119,7 +119,7 @@ def test_image_mask_and_box_move_together(original, box):
         widths.add(round(float(x2 - x1)))
         flipped += moved.boxes[0, 0] + moved.boxes[0, 2] < SIZE[1]
     assert kept > 150
-    assert len(widths) > 10 and 20 < flipped  # it does zoom and move
+    assert len(widths) > 10 and flipped > 20  # it does zoom and move
 
 
 def test_flip_by_hand():

@@ -28,7 +28,9 @@ def main(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     root = Path(__file__).parents[1]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default=root / "configs/scenes_distilled.yaml", help="a run with a teacher (default: %(default)s)")
+    parser.add_argument(
+        "--config", default=root / "configs/scenes_distilled.yaml", help="a run with a teacher (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=40, help="steps of a block (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each loop, one after the other (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")

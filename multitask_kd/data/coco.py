@@ -242,9 +242,7 @@ def _read_index(path: str) -> tuple[list[Entry], list[list[Entry]], list[Entry]]
     data = read_json(path, "annotations")
     lacking = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
     if lacking:
-        raise UserError(
-            f"annotations: '{path}' has no {' and no '.join(map(repr, lacking))}; a COCO instances JSON is needed"
-        )
+        raise UserError(f"annotations: '{path}' has no {' and no '.join(map(repr, lacking))}; a COCO instances JSON is needed")
     images = _entries(data, "images", ("id", "file_name", "width", "height"), path)
     categories = _entries(data, "categories", ("id", "name"), path)
     objects = _entries(data, "annotations", ("id", "image_id", "category_id", "bbox"), path)
@@ -253,8 +251,7 @@ def _read_index(path: str) -> tuple[list[Entry], list[list[Entry]], list[Entry]]
     for entry in images.values():
         if not all(type(entry[key]) is int and entry[key] > 0 for key in ("width", "height")):
             raise UserError(
-                f"annotations: image id {entry['id']} in '{path}': width and height must be whole numbers of pixels; "
-                "correct them"
+                f"annotations: image id {entry['id']} in '{path}': width and height must be whole numbers of pixels; correct them"
             )
     of_image: dict[Any, list[Entry]] = {key: [] for key in images}
     for key, entry in objects.items():

@@ -117,9 +117,7 @@ def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> 
             raise UserError(f"{option}: folder '{where}' cannot be listed: {error.strerror}") from None
         missing += [name for name in group if os.path.basename(name) not in present]
     if missing:
-        raise UserError(
-            f"{option}: '{missing[0]}' is missing from '{folder}' (missing: {len(missing)} of {total} files); {hint}"
-        )
+        raise UserError(f"{option}: '{missing[0]}' is missing from '{folder}' (missing: {len(missing)} of {total} files); {hint}")
 
 
 def decode_image(path: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a layout to batches: which image goes where is a function of (seed, step) alone, what it looks like of (seed, draw, index)."""
+"""From a layout to batches: which image goes where depends on (seed, step) alone, what it looks like on (seed, draw, index)."""
 
 from __future__ import annotations
 
@@ -119,9 +119,7 @@ class TrainSet(Dataset):
         self.pools = list(pools)
 
     def __getitem__(self, place: Place) -> tuple[Sample, int, str | None]:
-        sample, index, skipped = read_or_next(
-            self.layout, place.index, self.pools[place.pool].indices, self.skip_errors
-        )
+        sample, index, skipped = read_or_next(self.layout, place.index, self.pools[place.pool].indices, self.skip_errors)
         if not place.labelled:
             sample = Sample(sample.image)
         seed = np.random.SeedSequence([self.seed, place.draw, place.index]).generate_state(1)[0]

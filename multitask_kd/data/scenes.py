@@ -82,7 +82,5 @@ def _image_size(size: Any) -> tuple[int, int]:
         raise UserError(f"size: {size!r} is not a size; give [height, width] in pixels, e.g. [96, 128]")
     for side in sides:
         if isinstance(side, bool) or not isinstance(side, numbers.Integral) or not SMALLEST <= side <= LARGEST:
-            raise UserError(
-                f"size: {size!r} cannot be drawn; height and width must be whole, {SMALLEST} to {LARGEST} pixels"
-            )
+            raise UserError(f"size: {size!r} cannot be drawn; height and width must be whole, {SMALLEST} to {LARGEST} pixels")
     return int(sides[0]), int(sides[1])

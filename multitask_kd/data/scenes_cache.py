@@ -71,9 +71,7 @@ def ensure(root: Path, seed: int, split: str, size: tuple[int, int], count: int)
         root.mkdir(parents=True, exist_ok=True)
         return _generate(root, stem, seed, split, size, count)
     except OSError as error:
-        raise UserError(
-            f"root: cannot keep scenes in '{root}' ({error}); give a folder with room that can be written"
-        ) from error
+        raise UserError(f"root: cannot keep scenes in '{root}' ({error}); give a folder with room that can be written") from error
 
 
 def _candidates(root: Path, stem: str, count: int) -> list[Path]:

@@ -156,9 +156,7 @@ def _sign(pen: Pen, rng: Generator, turn: float) -> None:
     post.rect(-0.05, 0, 0.05, middle, grey)
     corners = (14, 3, 3, 4, 8)[style]
     start = (0, math.pi / 2, -math.pi / 2, rng.choice((0, math.pi / 4)), math.pi / 8)[style]
-    shape = [
-        (math.cos(start + 2 * math.pi * i / corners), math.sin(start + 2 * math.pi * i / corners)) for i in range(corners)
-    ]
+    shape = [(math.cos(start + 2 * math.pi * i / corners), math.sin(start + 2 * math.pi * i / corners)) for i in range(corners)]
     face = pen.part(0, rng.uniform(0.6, 1))
     for size, colour in ((radius * 1.12, border), (radius * 0.86, plate)):
         face.fill([(size * x, middle + size * y) for x, y in shape], colour)

@@ -21,9 +21,7 @@ class Pen:
     (negative: mirrored). haze: RGB to fade to; fade: how far, in [0, 1].
     """
 
-    def __init__(
-        self, image, labels, label: int, camera: Camera, foot, scale: float, haze, fade: float, squeeze: float = 1.0
-    ):
+    def __init__(self, image, labels, label: int, camera: Camera, foot, scale: float, haze, fade: float, squeeze: float = 1.0):
         self.image, self.labels, self.label, self.camera = image, labels, label, camera
         self.foot, self.scale, self.haze, self.fade, self.squeeze = foot, scale, tuple(map(float, haze)), fade, squeeze
         fixed = OVERSAMPLE << SUBPIXEL_BITS

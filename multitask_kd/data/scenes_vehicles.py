@@ -93,9 +93,7 @@ CAR_PROFILES = ((-0.40, -0.24, 0.10, 0.25), (-0.5, -0.38, 0.12, 0.27), (-0.5, -0
 def _car_side(pen, rng, style, length, high, belt, nose, body, glass) -> None:
     half = length / 2
     rear_low, rear_top, top, low = CAR_PROFILES[style]
-    pen.fill(
-        [(-half, 0.3), (-half, belt * 0.97), (low * length, belt), (half - 0.12, nose), (half, 0.62), (half, 0.3)], body
-    )
+    pen.fill([(-half, 0.3), (-half, belt * 0.97), (low * length, belt), (half - 0.12, nose), (half, 0.62), (half, 0.3)], body)
     cabin = [(rear_low * length, belt), (rear_top * length, high), (top * length, high), (low * length, belt)]
     pen.fill(cabin, body)
     middle = (rear_low + rear_top + top + low) / 4 * length
@@ -165,9 +163,7 @@ def _truck_side(pen, rng, length, high, cab_high, cab, load, glass, open_bed) ->
         if pen.shows(0.15):
             _lettering(pen, rng, -half, back, high, load)
     slope = rng.uniform(0, 0.5)
-    pen.fill(
-        [(back, 0.5), (back, cab_high), (half - slope, cab_high), (half, cab_high * 0.6), (half, 0.45), (back, 0.45)], cab
-    )
+    pen.fill([(back, 0.5), (back, cab_high), (half - slope, cab_high), (half, cab_high * 0.6), (half, 0.45), (back, 0.45)], cab)
     pen.detail(
         [
             (back + 0.35, cab_high * 0.58),

@@ -124,9 +124,7 @@ class _BareLoop:
         self.run, self.batches = run, itertools.cycle(batches)
         self.amp = resolve_amp(run.config.train.amp, run.device, "train.amp")
         o = run.config.train.optimizer
-        self.optimizer = make_optimizer(
-            run.distiller, name=o.name, lr=1e-5, weight_decay=o.weight_decay, momentum=o.momentum
-        )
+        self.optimizer = make_optimizer(run.distiller, name=o.name, lr=1e-5, weight_decay=o.weight_decay, momentum=o.momentum)
         run.distiller.train()
 
     def _losses(self, batch: Batch, view: Any) -> torch.Tensor:

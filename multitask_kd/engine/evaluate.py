@@ -54,7 +54,7 @@ def evaluate(
     channels_last: bool = False,
     on_skip: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """{"images": n, "skipped": k, <task>: {metric: percent}}. Memory does not grow with the images, but for 2.4 kB of boxes each."""
+    """{"images": n, "skipped": k, <task>: {metric: percent}}. Of each image only its boxes are kept, 2.4 kB at most."""
     metrics = {name: task.metric() for name, task in tasks.items()}
     images = skipped = 0
     with evaluating(net):

@@ -96,9 +96,7 @@ def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:
     return None if metrics is None else metrics | spent
 
 
-def describe(
-    name: str, study: Study, configs: Mapping[int, Config], results: Mapping[int, Mapping[str, Any]]
-) -> dict[str, Any]:
+def describe(name: str, study: Study, configs: Mapping[int, Config], results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """One row: what the network saw, and its figures by seed."""
     config = next(iter(configs.values()))
     content = load_checkpoint(Path(config.run.dir) / "best.pt", name)

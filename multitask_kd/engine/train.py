@@ -46,9 +46,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         run.distiller.to(memory_format=torch.channels_last)
 
     o = c.optimizer
-    optimizer = make_optimizer(
-        run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum
-    )
+    optimizer = make_optimizer(run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum)
     amp = resolve_amp(c.amp, device, "train.amp")
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     ema = Ema(student, c.ema) if c.ema else None
@@ -162,9 +160,7 @@ def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def run_evaluation(
-    run: Recipe, net: torch.nn.Module, journal: RunLog, progress: Progress, step: int
-) -> dict[str, Any]:
+def run_evaluation(run: Recipe, net: torch.nn.Module, journal: RunLog, progress: Progress, step: int) -> dict[str, Any]:
     """Metrics on the validation set, written to the journal with pictures beside them."""
     metrics = evaluate_run(run, net)
     journal.scalars("val", step, flatten(metrics, "val"))
@@ -192,7 +188,7 @@ def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) 
             raise UserError(f"--resume: the config is not the run's: {difference}; resume with the same config")
     elif not overwrite and any((folder / name).exists() for name in ("config.yaml", "last.pt", "best.pt")):
         raise UserError(
-            f"run.dir: {folder} holds a run already; continue it with --resume, replace it with --overwrite, or name another run.dir"
+            f"run.dir: {folder} holds a run already; continue it with --resume, replace it with --overwrite, or change run.dir"
         )
 
 

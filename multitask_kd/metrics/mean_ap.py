@@ -99,9 +99,7 @@ class MeanAP:
 
     def _check_classes(self, indices: np.ndarray, what: str) -> None:
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self.classes)):
-            raise ValueError(
-                f"{what} hold classes {indices.min():.0f}..{indices.max():.0f}, outside 0..{len(self.classes) - 1}"
-            )
+            raise ValueError(f"{what} hold classes {indices.min():.0f}..{indices.max():.0f}, outside 0..{len(self.classes) - 1}")
 
     def _dataset(self, annotations: list[dict[str, Any]]) -> Any:
         """A COCO object without a file. (``loadRes`` fails on no detections and gives each a polygon.)"""

@@ -34,9 +34,7 @@ def build_encoder(name: str, *, max_stride: int, weights: str | None = None, whe
     check_encoder(name, f"{where}.encoder")
     depth = max_stride.bit_length() - 1
     try:
-        encoder = smp.encoders.get_encoder(
-            name, in_channels=3, depth=depth, weights="imagenet" if weights == "imagenet" else None
-        )
+        encoder = smp.encoders.get_encoder(name, in_channels=3, depth=depth, weights="imagenet" if weights == "imagenet" else None)
     except Exception as error:  # timm, huggingface_hub and urllib raise many kinds
         if weights != "imagenet":
             raise UserError(f"{where}.encoder: '{name}' cannot give features down to stride {max_stride}: {error}") from error

@@ -14,9 +14,7 @@ def conv_block(channels: int) -> nn.Sequential:
     """GroupNorm, because the convolutions are shared across levels whose statistics differ: with a shared
     BatchNorm the head loses most of its AP."""
     groups = math.gcd(channels, 8)
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(groups, channels), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(groups, channels), nn.ReLU())
 
 
 class DenseHead(nn.Module):
@@ -42,9 +40,7 @@ class DenseHead(nn.Module):
         if absent := set(self.strides) - set(levels):
             raise ValueError(f"strides: the pyramid has no stride {min(absent)}; it has {list(levels)}")
         if len(self.strides) != len(set(self.strides)) or depth < 0 or not 0 < prior < 1:
-            raise ValueError(
-                f"strides {list(self.strides)} must differ, depth {depth} be 0 or more, prior {prior} lie in (0, 1)"
-            )
+            raise ValueError(f"strides {list(self.strides)} must differ, depth {depth} be 0 or more, prior {prior} lie in (0, 1)")
         self.box_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.class_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.box = nn.Conv2d(width, 4, 1)

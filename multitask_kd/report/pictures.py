@@ -203,9 +203,7 @@ def _hidden(name: str) -> bool:
 
 
 def _missing(mask: Any, boxes: Any, tasks: Mapping[str, Any]) -> str:
-    absent = [
-        word for word, labels, task in (("mask", mask, "seg"), ("boxes", boxes, "det")) if task in tasks and labels is None
-    ]
+    absent = [word for word, labels, task in (("mask", mask, "seg"), ("boxes", boxes, "det")) if task in tasks and labels is None]
     if mask is None and boxes is None:
         return "no labels"
     return f"no {absent[0]}" if absent else ""

@@ -80,9 +80,7 @@ class Segmentation(Task):
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         mask = mask_at(target["mask"], *logits.shape[2:])
         mask = mask.masked_fill(~target["labelled"][:, None, None], IGNORE)
-        total = F.cross_entropy(
-            logits, mask, ignore_index=IGNORE, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum", label_smoothing=self.label_smoothing)
         return {"ce": total / (mask != IGNORE).sum().clamp(min=1)}
 
     def decode(self, pred: Tensor, size: tuple[int, int]) -> Tensor:
