@@ -181,7 +181,7 @@ class Train(Section):
     clip: NonNegative = 10.0
     """Largest gradient norm; 0 does not clip."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "none"
-    """Precision of the student's forward; fp16 (CUDA only) scales the loss. bf16 slows narrow networks on most CPUs: tools/bench.py."""
+    """Precision of the student's forward; fp16 (CUDA only) scales the loss. bf16 slows narrow networks on most CPUs."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the average of weights that is evaluated and saved as the result; 0 is none."""
     optimizer: Optimizer = Optimizer()
