@@ -18,6 +18,7 @@ def main(args: argparse.Namespace) -> int:
         return 130
     print("\n" + report(results))
     if args.save:
+        RESULTS.mkdir(exist_ok=True)
         for ending in ("json", "md"):
             shutil.copy(Path(results["dir"]) / f"results.{ending}", RESULTS / f"{Path(args.study).stem}.{ending}")
     return 0
