@@ -155,17 +155,20 @@ def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
     return net
 
 
-def teacher(config: Config, classes: Mapping[str, Sequence[str]], on: torch.device) -> Teacher | None:
-    """The frozen teacher, or None where every alpha is 0 (its file is then not even opened).
+def teacher_file(config: Config) -> dict[str, Any] | None:
+    """The teacher's checkpoint, or None where every alpha is 0: the file is then not even opened."""
+    distils = any(task.alpha > 0 for task in config.tasks.values())
+    return load_checkpoint(config.teacher.path, "teacher.path") if distils else None
+
+
+def teacher(config: Config, content: Mapping[str, Any], classes: Mapping[str, Sequence[str]], on: torch.device) -> Teacher:
+    """The frozen teacher that ``content``, its checkpoint, holds.
 
     New sources of teachers belong here: whatever gives a View for images in [0,1].
     Raises UserError when its classes or cells are not the student's.
     """
     taught = [name for name, task in config.tasks.items() if task.alpha > 0]
-    if not taught:
-        return None
     where = "teacher.path"
-    content = load_checkpoint(config.teacher.path, where)
     who = f"{where}: the teacher {config.teacher.path}"
     check_classes(classes, {k: t["classes"] for k, t in content["arch"]["tasks"].items()}, taught, who)
     net = from_checkpoint(content, where)
@@ -214,8 +217,10 @@ class Recipe:
         config = self.config
         return val_loader(config, self.val_layout, config.data.input_size, config.eval.images, self.device)
 
-    def decode_options(self) -> dict[str, dict[str, Any]]:
-        return {name: dict(task.decode) for name, task in self.config.tasks.items()}
+
+def decode_options(config: Config) -> dict[str, dict[str, Any]]:
+    """The post-processing options of each task."""
+    return {name: dict(task.decode) for name, task in config.tasks.items()}
 
 
 def val_loader(config: Config, found: Layout, size: Sequence[int], count: int | None, on: torch.device) -> DataLoader:
@@ -229,8 +234,7 @@ def recipe(config: Config) -> Recipe:
     check(config)
     on = device(config.run.device)
     resolve_amp(config.train.amp, on, "train.amp")
-    if any(task.alpha > 0 for task in config.tasks.values()):
-        load_checkpoint(config.teacher.path, "teacher.path")  # a missing one is told before data is read
+    taught_from = teacher_file(config)  # a missing one is told before data is read
     train_layout = layout(config.data.train, "data.train")
     val_layout = layout(config.data.val, "data.val")
     plan = arch(config, train_layout.classes)
@@ -244,7 +248,7 @@ def recipe(config: Config) -> Recipe:
         share=config.data.labelled_share,
     )
     net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
-    taught_by = teacher(config, train_layout.classes, on)
+    taught_by = teacher(config, taught_from, train_layout.classes, on) if taught_from else None
     if taught_by is None and not all(pool.labelled for pool in pools):
         raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})

@@ -105,7 +105,7 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
         build.tasks(arch, net),
         build.val_loader(config, found, arch["input_size"], None, on),
         on,
-        decode={name: dict(task.decode) for name, task in config.tasks.items()},
+        decode=build.decode_options(config),
         channels_last=config.run.channels_last,
         on_skip=lambda message: log.warning("skipped: %s", message),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..batch import Batch
-from ..build import Recipe
+from ..build import Recipe, decode_options
 from ..data.base import Layout, Sample
 from ..data.loader import EvalSet, collate_eval
 from ..report.pictures import panel, side_by_side
@@ -24,7 +24,7 @@ def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndar
     nets: dict[str, Callable] = {"teacher": run.teacher} if run.teacher else {}
     nets["student"] = student
     spread = np.linspace(0, len(run.val_layout) - 1, num=min(count, len(run.val_layout)), dtype=int)
-    rows = compare(run.val_layout, spread, nets, run.tasks, run.config.data.input_size, run.decode_options(), run.device)
+    rows = compare(run.val_layout, spread, nets, run.tasks, run.config.data.input_size, decode_options(run.config), run.device)
     names = {name: task.classes for name, task in run.tasks.items()}
     return {f"{k:02d}": side_by_side([row], ["truth", *nets], class_names=names) for k, row in enumerate(rows)}
 

@@ -182,6 +182,5 @@ def picture(study: Study, configs: Mapping[str, Mapping[int, Config]]) -> np.nda
         tasks = build.tasks(content["arch"], nets[name])
     found = build.layout(config.data.val, "data.val")
     spread = np.linspace(0, len(found) - 1, num=study.pictures + 2, dtype=int)[1:-1]
-    decode = {name: dict(task.decode) for name, task in config.tasks.items()}
-    rows = compare(found, spread, nets, tasks, config.data.input_size, decode, on)
+    rows = compare(found, spread, nets, tasks, config.data.input_size, build.decode_options(config), on)
     return side_by_side(rows, ["truth", *nets], class_names={name: task.classes for name, task in tasks.items()})

@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from .. import checkpoint
-from ..build import Recipe, recipe
+from ..build import Recipe, decode_options, recipe
 from ..config import Config, dump
 from ..errors import UserError
+from ..models.multitask import count_parameters
 from ..precision import resolve_amp
 from ..report.tables import metrics_table
 from .evaluate import evaluate, evaluate_checkpoint, headline, main_score
@@ -132,12 +133,11 @@ def announce(run: Recipe, progress: Progress) -> None:
     """One line that says what learns from what."""
     labels = sum(len(p.indices) for p in run.pools if p.labelled)
     rest = sum(len(p.indices) for p in run.pools if not p.labelled)
-    student = sum(p.numel() for p in run.student.parameters()) / 1e6
-    line = f"student {student:.2f} M parameters on {run.device}; {labels} labelled images"
+    line = f"student {count_parameters(run.student) / 1e6:.2f} M parameters on {run.device}; {labels} labelled images"
     if rest:
         line += f" and {rest} unlabelled"
     if run.teacher:
-        line += f"; teacher {sum(p.numel() for p in run.teacher.net.parameters()) / 1e6:.2f} M"
+        line += f"; teacher {count_parameters(run.teacher.net) / 1e6:.2f} M"
     progress.say(line)
 
 
@@ -154,7 +154,7 @@ def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
         run.tasks,
         run.val_batches(),
         run.device,
-        decode=run.decode_options(),
+        decode=decode_options(run.config),
         channels_last=run.config.run.channels_last,
         on_skip=lambda message: log.warning("skipped: %s", message),
     )
