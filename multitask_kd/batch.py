@@ -21,7 +21,7 @@ class Batch:
 
     images: float [B,3,H,W], RGB in [0,1]; each model normalises for itself.
     targets: by task; a task that is missing is labelled in no image of the batch.
-        seg: ``mask`` long [B,H,W] (IGNORE is not counted), ``labelled`` bool [B];
+        seg: ``mask`` uint8 [B,H,W] (IGNORE is not counted), ``labelled`` bool [B];
         det: ``boxes`` float [B,M,4] x1,y1,x2,y2 in pixels of the batch, ``classes`` long [B,M] (PAD, CROWD), ``labelled`` bool [B].
     indices: long [B], the images' places in their data set.
     truths: evaluation only: one ``Truth`` an image, labels at the original size. Stays on the host.

@@ -86,11 +86,12 @@ def device(name: str) -> torch.device:
 
 def layout(section: Mapping[str, Any], where: str) -> Layout:
     options = dict(section)
+    kind = LAYOUTS.get(options.pop("layout"), where)
+    check_options(kind, options, where)
     try:
-        found = LAYOUTS.build(options.pop("layout"), options, where)
-    except UserError as error:
-        message = str(error)
-        raise UserError(message if message.startswith(where) else f"{where}.{message}") from None
+        found = kind(**options)
+    except UserError as error:  # begins with the option's name
+        raise UserError(f"{where}.{error}") from None
     if len(found) == 0:
         raise UserError(f"{where}: the data set has no images")
     for fault, count in found.faults.items():
@@ -179,9 +180,11 @@ def teacher(config: Config, content: Mapping[str, Any], classes: Mapping[str, Se
                 f"{who}: its head '{name}' has strides {list(net.heads[name].strides)}, the student's has {list(own)}; "
                 f"set model.strides or tasks.{name}.head.strides so that both have the same cells"
             )
-    if stride := next((s for s in [max(net.strides)] if any(n % s for n in config.data.input_size)), None):
+    stride = max(net.strides)
+    if any(n % stride for n in config.data.input_size):
         raise UserError(f"{who} needs a data.input_size in multiples of {stride}, not {list(config.data.input_size)}")
-    return Teacher(net, on, resolve_amp(config.teacher.amp, on, "teacher.amp"))
+    teaches = {name: task for name, task in tasks(content["arch"], net).items() if name in taught}
+    return Teacher(net, teaches, on, resolve_amp(config.teacher.amp, on, "teacher.amp"))
 
 
 @dataclass
@@ -234,6 +237,8 @@ def recipe(config: Config) -> Recipe:
     check(config)
     on = device(config.run.device)
     resolve_amp(config.train.amp, on, "train.amp")
+    if config.teacher:
+        resolve_amp(config.teacher.amp, on, "teacher.amp")
     taught_from = teacher_file(config)  # a missing one is told before data is read
     train_layout = layout(config.data.train, "data.train")
     val_layout = layout(config.data.val, "data.val")

@@ -1,12 +1,12 @@
 """Files of a run: written atomically, read without running code, resumed exactly.
 
-A checkpoint is plain data: ``format``, ``arch`` (what build.network needs), ``model`` (the student's weights alone; the
-average where there is one), ``metrics``, ``step``, ``config``. last.pt has ``resume`` besides.
+A checkpoint is plain data: ``format``, ``arch`` (what build.network needs), ``params`` (their number), ``model`` (the
+student's weights alone; the average where there is one), ``labelled_images`` and ``unlabelled_images`` (that it saw),
+``metrics``, ``step``, ``config``. last.pt has ``resume`` besides.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .atomic import replacing
 from .errors import UserError
 
 FORMAT = "multitask_kd/1"
@@ -22,17 +23,8 @@ FORMAT = "multitask_kd/1"
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
     """Write ``content`` so that a crash at any moment leaves the old file or the new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")  # mkstemp's files can be read by their owner alone
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, **content}, file)
 
 
 def load(path: str | Path, where: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The config: typed, strict sections; ``load`` reads YAML with ``base`` files and ``key=value`` overrides, ``dump`` writes it back.
 
-A comment line behind a field is its documentation (docs/config.md is made from it).
+A text behind a field is its documentation (docs/config.md is made from it).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import UserError, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 S = TypeVar("S", bound="Section")
@@ -32,11 +33,11 @@ class Run(Section):
 
     dir: str = "runs/default"
     """Folder of the run: resolved config, checkpoints, TensorBoard, metrics.jsonl."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Seed of weights, sample order and augmentation."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, strict=True)] | None = None
     """CPU threads of torch; null leaves the choice to torch."""
     channels_last: bool = True
     """Memory layout of images and convolutions; faster on CPU and on GPU with AMP."""
@@ -70,16 +71,16 @@ class Data(Section):
     """Validation set, likewise."""
     input_size: tuple[Count, Count] = (96, 128)
     """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
-    labelled: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = None
+    labelled: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)] | None = None
     """How many training images keep their labels: a number of images, a fraction written with a point (1.0 is all), null is all."""
-    labelled_seed: Annotated[int, Field(ge=0)] = 0
+    labelled_seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Seed of the choice which images keep their labels."""
     unlabelled: bool = True
     """Whether the images beyond `labelled` are used without labels (distillation only) or left out."""
     labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of every batch drawn from the labelled images, where there are unlabelled ones too."""
     augment: Augment = Augment()
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, strict=True)] = 2
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an image that cannot be read does: stop the run, or be replaced by the next one and be counted."""
@@ -112,7 +113,7 @@ class Soft(Section):
     """A soft loss: what the student learns from the teacher's predictions."""
 
     loss: str
-    """Registered name: kl, det_mse."""
+    """A registered name; each is described below."""
     weight: Positive = 1.0
     """Factor of the loss inside soft_k."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -163,7 +164,7 @@ class Optimizer(Section):
     """Decay of weights; normalisation and biases are not decayed."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's Nesterov momentum, AdamW's beta1."""
-    warmup: Annotated[int, Field(ge=0)] = 50
+    warmup: Annotated[int, Field(ge=0, strict=True)] = 50
     """Steps of linear warm-up."""
     final_lr: Fraction = 0.01
     """Learning rate at the end, as a fraction of the peak."""
@@ -187,7 +188,7 @@ class Train(Section):
     optimizer: Optimizer = Optimizer()
     log_every: Count = 20
     """Steps between lines of metrics.jsonl and TensorBoard scalars."""
-    eval_every: Annotated[int, Field(ge=1)] | None = None
+    eval_every: Annotated[int, Field(ge=1, strict=True)] | None = None
     """Steps between evaluations; null evaluates at the end only."""
     save_every: Count = 100
     """Steps between saves of last.pt, which --resume continues from."""
@@ -198,9 +199,9 @@ class Eval(Section):
 
     batch_size: Count = 32
     """Images a forward pass."""
-    images: Annotated[int, Field(ge=1)] | None = None
+    images: Annotated[int, Field(ge=1, strict=True)] | None = None
     """Evaluate only the first so many validation images while training; null is all."""
-    pictures: Annotated[int, Field(ge=0)] = 4
+    pictures: Annotated[int, Field(ge=0, strict=True)] = 4
     """Validation images drawn in TensorBoard: truth, teacher, student."""
 
 
@@ -228,66 +229,13 @@ class Config(Section):
         return self
 
 
-class StudyRun(Section):
-    """One network of a study."""
-
-    config: str
-    """The run's YAML, relative to the study's file."""
-    overrides: tuple[str, ...] = ()
-    """key=value changes; {dir} stands for the study's folder."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    """Seeds of this network; null takes the study's. A teacher usually has one."""
-    against: str | None = None
-    """The run that this one is compared with, seed by seed: its control."""
-
-
-class Study(Section):
-    """Several networks trained one after the other, over seeds, and one table of them."""
-
-    dir: str
-    """Folder of the study; the runs are in it."""
-    title: str
-    """Heading of the table."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    """Seeds of every network that does not name its own."""
-    runs: Annotated[dict[str, StudyRun], Field(min_length=1)]
-    """By name, in the order of training."""
-    pictures: Annotated[int, Field(ge=0)] = 3
-    """Validation images in the picture that compares the networks."""
-
-    @model_validator(mode="after")
-    def _controls_exist(self) -> Study:
-        for name, run in self.runs.items():
-            if run.against is not None and run.against not in self.runs:
-                raise ValueError(f"runs.{name}.against: there is no run '{run.against}'; {did_you_mean(run.against, self.runs)}")
-        return self
-
-
-def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
-    """A study and, by name and seed, the config of each of its runs."""
-    path = Path(path)
-    study = _validate(Study, _read(path, []), str(path))
-    configs: dict[str, dict[int, Config]] = {}
-    slugs: dict[str, str] = {}
-    for name, run in study.runs.items():
-        seeds = run.seeds or study.seeds
-        configs[name] = {}
-        slug = re.sub(r"[^\w.+-]+", "_", name).strip("_")
-        if slugs.setdefault(slug, name) != name:
-            raise UserError(f"{path}: runs: '{slugs[slug]}' and '{name}' would both be in the folder {slug}; rename one")
-        for seed in seeds:
-            folder = f"{study.dir}/{slug}" if len(seeds) == 1 else f"{study.dir}/{slug}/seed{seed}"
-            given = [text.replace("{dir}", study.dir) for text in run.overrides]
-            configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"])
-    return study, configs
-
-
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config. ``base: other.yaml`` (relative to the file) is read first and merged key by key.
 
-    overrides: ``dotted.key=value`` with a YAML value. Raises UserError naming the file and key, with the nearest known key.
+    overrides: ``dotted.key=value`` with a YAML value.
+    Raises UserError naming the file and key, with the nearest known key.
     """
-    raw = _read(Path(path), [])
+    raw = read_yaml(Path(path), [])
     for text in overrides:
         _override(raw, text)
     return parse(raw, str(path))
@@ -295,10 +243,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 def parse(raw: dict[str, Any], origin: str) -> Config:
     """A plain mapping -> Config. Raises UserError with one line a fault."""
-    return _validate(Config, raw, origin)
+    return validate(Config, raw, origin)
 
 
-def _validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
+def validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
+    """A plain mapping -> a section. Raises UserError with one line a fault, each beginning with ``origin``."""
     try:
         return section.model_validate(raw)
     except ValidationError as error:
@@ -335,7 +284,8 @@ for _class in (_Loader, _Dumper):
     )
 
 
-def _read(path: Path, seen: list[Path]) -> dict[str, Any]:
+def read_yaml(path: Path, seen: list[Path]) -> dict[str, Any]:
+    """A YAML mapping merged over its ``base``; ``seen`` are the files that led here. Raises UserError."""
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such config file; {did_you_mean(str(path), near)}")
@@ -354,20 +304,19 @@ def _read(path: Path, seen: list[Path]) -> dict[str, Any]:
         return raw
     if not isinstance(base, str):
         raise UserError(f"{path}: base: the path of one YAML file is needed, not {base!r}")
-    return merge(_read(path.parent / base, [*seen, path.resolve()]), raw)
+    return merge(read_yaml(path.parent / base, [*seen, path.resolve()]), raw)
+
+
+NAMES = ("layout", "loss")  # keys that say whose options stand beside them
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, key by key. A data set whose `layout` changes is replaced whole: its options are another's."""
+    """``above`` over ``below``, key by key. A section whose `layout` or `loss` changes is replaced whole."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        if (
-            both
-            and value.get("layout", old.get("layout")) == old.get("layout")
-            and value.get("loss", old.get("loss")) == old.get("loss")
-        ):
+        if both and all(value.get(name, old.get(name)) == old.get(name) for name in NAMES):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
@@ -390,6 +339,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
         node = node[part]
         if not isinstance(node, dict):
             raise UserError(f"override '{text}': '{part}' is a value, not a section")
+    if last in NAMES and node.get(last, parsed) != parsed:
+        node.clear()  # the options beside it are another's
     node[last] = parsed
 
 

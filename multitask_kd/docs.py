@@ -6,10 +6,11 @@ import inspect
 from typing import Any, get_args, get_origin
 
 from . import build  # noqa: F401  (fills the registries)
-from .config import Config, Section, Study
+from .config import Config, Section
 from .data.base import LAYOUTS
 from .losses.base import LOSSES
 from .registry import options_of
+from .study_config import Study
 from .tasks.base import TASKS
 
 HEAD = """# Configuration

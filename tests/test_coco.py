@@ -438,8 +438,11 @@ def test_options_that_contradict(folder):
         folder.open(det_classes=["dog", "dog"])
     with says("seg_classes", "`masks` needs the names"):
         folder.open(masks="masks")
-    with says("void", "0 to 255"):
-        folder.open_masks(void=[300])
+    with says("det_classes", "list of class names"):
+        folder.open(det_classes=5)
+    for void in ([300], 255):
+        with says("void", "0 to 255"):
+            folder.open_masks(void=void)
     with says("void", "drawn from instances"):
         folder.open(void=[3])
     with says("segment: false", "remove them"):

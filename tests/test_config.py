@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multitask_kd import build, config
+from multitask_kd import build, config, study_config
 from multitask_kd.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -232,6 +232,14 @@ def test_an_override_keeps_the_rest_of_a_default(write):
     assert list(found.tasks) == ["seg"]  # what the file lists is all there is
 
 
+def test_an_override_of_a_name_drops_the_options_of_the_old_one(write):
+    path = write("a.yaml", {"tasks": {"seg": {"soft": {"loss": "kl", "weight": 2, "options": {"temperature": 4}}}}})
+    read = lambda *overrides: config.load(path, overrides).tasks["seg"].soft  # noqa: E731
+    assert read("tasks.seg.soft.loss=det_mse").options == {} and read("tasks.seg.soft.loss=det_mse").weight == 1
+    assert read("tasks.seg.soft.loss=kl").options == {"temperature": 4}
+    assert config.load(path, ["data.train.layout=coco", "data.train.root=x"]).data.train == {"layout": "coco", "root": "x"}
+
+
 def test_the_last_override_wins_and_its_neighbours_stay(write):
     path = write("cfg.yaml", {"train": {"steps": 3, "clip": 1}})
     found = config.load(path, ["train.steps=4", "train.steps=5"])
@@ -287,7 +295,7 @@ def test_shipped_recipes_are_sound(path, monkeypatch):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_shipped_studies_are_sound(path):
-    study, configs = config.load_study(path)
+    study, configs = study_config.load_study(path)
     folders = [c.run.dir for runs in configs.values() for c in runs.values()]
     assert len(folders) == len(set(folders)) and all(f.startswith(study.dir) for f in folders)
     for name, runs in configs.items():
@@ -336,7 +344,7 @@ def test_study_makes_a_config_of_every_run_and_seed(write):
             "against": "teacher",
         },
     }
-    found, configs = config.load_study(write("studies/s.yaml", study(seeds=[0, 1], runs=runs)))
+    found, configs = study_config.load_study(write("studies/s.yaml", study(seeds=[0, 1], runs=runs)))
     assert {name: list(of) for name, of in configs.items()} == {"teacher": [4], "taught": [0, 1]}
     assert configs["teacher"][4].run.dir == "runs/s/teacher" and configs["teacher"][4].run.seed == 4
     assert [c.run.dir for c in configs["taught"].values()] == ["runs/s/taught/seed0", "runs/s/taught/seed1"]
@@ -348,14 +356,14 @@ def test_study_makes_a_config_of_every_run_and_seed(write):
 def test_study_faults_name_the_place(write, tmp_path):
     write("run.yaml", {})
     path = write("s.yaml", study(runs={"alone": {"config": "run.yaml"}, "b": {"config": "run.yaml", "against": "aolne"}}))
-    assert fault(config.load_study, path) == f"{path}: runs.b.against: there is no run 'aolne'; did you mean 'alone'?"
+    assert fault(study_config.load_study, path) == f"{path}: runs.b.against: there is no run 'aolne'; did you mean 'alone'?"
     path = write("s.yaml", study(titel="x"))
-    assert "titel: unknown key; did you mean 'title'?" in fault(config.load_study, path)
+    assert "titel: unknown key; did you mean 'title'?" in fault(study_config.load_study, path)
     path = write("s.yaml", study(runs={"a": {"config": "run.yaml", "overides": []}}))
-    assert "runs.a.overides: unknown key; did you mean 'overrides'?" in fault(config.load_study, path)
+    assert "runs.a.overides: unknown key; did you mean 'overrides'?" in fault(study_config.load_study, path)
     path = write("s.yaml", study(runs={"a": {"config": "rnu.yaml"}}))
-    assert f"{tmp_path / 'rnu.yaml'}: there is no such config file" in fault(config.load_study, path)
+    assert f"{tmp_path / 'rnu.yaml'}: there is no such config file" in fault(study_config.load_study, path)
     path = write("s.yaml", study(runs={"a": {"config": "run.yaml", "overrides": ["train.stps=1"]}}))
-    assert "train.stps: unknown key; did you mean 'steps'?" in fault(config.load_study, path)
+    assert "train.stps: unknown key; did you mean 'steps'?" in fault(study_config.load_study, path)
     path = write("s.yaml", study(runs={}))
-    assert "runs" in fault(config.load_study, path)
+    assert "runs" in fault(study_config.load_study, path)

@@ -402,3 +402,10 @@ def test_restore_clips_what_lies_in_the_padding():
     geometry = Geometry((100, 100), (64, 64))  # in 64 x 96: columns from 64 are padding
     found = Detections(torch.tensor([[32.0, 0, 90, 64]]), torch.ones(1), torch.zeros(1, dtype=torch.long))
     assert task().restore(found, geometry).boxes.tolist() == [[50, 0, 100, 100]]
+
+
+def test_what_is_seen_in_the_padding_alone_is_no_detection():
+    geometry = Geometry((100, 100), (64, 64))
+    boxes = torch.tensor([[70.0, 0, 90, 64], [32, 0, 48, 64]])
+    back = task().restore(Detections(boxes, torch.tensor([0.9, 0.5]), torch.tensor([1, 0])), geometry)
+    assert back.boxes.tolist() == [[50, 0, 75, 100]] and back.scores.tolist() == [0.5] and back.classes.tolist() == [0]

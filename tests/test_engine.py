@@ -203,6 +203,18 @@ def test_flatten_and_clock():
 # teacher and student
 
 
+def test_a_teacher_of_one_task_is_drawn_with_that_task(tiny, tmp_path):
+    seg_only = tiny(tmp_path / "teacher", {"train.steps": 1, "eval.pictures": 0})
+    train(seg_only.model_copy(update={"tasks": {"seg": seg_only.tasks["seg"]}}))
+    changes = {
+        "tasks.seg": {"alpha": 0.5, "soft": {"loss": "kl"}},
+        "teacher.path": str(tmp_path / "teacher/best.pt"),
+        "train.steps": 1,
+        "eval.pictures": 1,
+    }
+    assert train(tiny(tmp_path / "run", changes))["det"]
+
+
 def test_the_teacher_is_the_same_to_the_bit_after_training(distilled_run, same_weights):
     config, _, run = distilled_run
     same_weights(run.teacher.net.state_dict(), checkpoint.load(config.teacher.path, "x")["model"])

@@ -196,7 +196,7 @@ def test_batch_by_hand():
         assert batch.targets["det"]["classes"][row].tolist() == expected
         assert batch.targets["det"]["boxes"][row, 0].tolist() == [4, 4, 24, 20]
         assert batch.targets["det"]["boxes"][row, 1].tolist() == ([0] * 4 if index == 1 else [20, 10, 44, 30])
-    assert batch.targets["seg"]["mask"].dtype == batch.targets["det"]["classes"].dtype == torch.long
+    assert batch.targets["seg"]["mask"].dtype == torch.uint8 and batch.targets["det"]["classes"].dtype == torch.long
     assert batch.targets["seg"]["labelled"].all() and batch.targets["det"]["labelled"].all()
 
 

@@ -103,15 +103,15 @@ def test_kl_keeps_the_gradient_as_the_temperature_grows():
 def test_kl_skips_what_labelled_images_ignore():
     student, teacher = two_classes(LN3, (2, 2, 2))
     teacher[:, 0, 0, 0] = 0.0  # at the first pixel the two agree: it counts 0
-    mask = torch.zeros(2, 4, 4, dtype=torch.long)  # twice the logits' size: the centre of cell (i, j) is pixel (2i+1, 2j+1)
-    mask[:, 1, 1] = IGNORE  # cell (0, 0), where the two agree
-    mask[:, 2, 2] = IGNORE  # not the centre of any cell
+    mask = torch.zeros(2, 4, 4, dtype=torch.uint8)  # twice the logits' size: a cell is 2x2 pixels
+    mask[:, :2, :2] = IGNORE  # the whole cell (0, 0), where the two agree
+    mask[:, 2, 2] = IGNORE  # a quarter of cell (1, 1)
     target = {"mask": mask, "labelled": torch.tensor([True, False])}
-    # image 0, labelled: 3 cells of 3; image 1, not labelled: 3 of all its 4
+    # image 0, labelled: 2.75 cells of 2.75; image 1, not labelled: 3 of all its 4
     skip = {r: KL(reduction=r, skip_ignored=True)(student, teacher, target).item() for r in ("pixel", "mean", "batchmean")}
-    assert skip["pixel"] == pytest.approx(6 * HAND / 7, rel=1e-5)
-    assert skip["mean"] == pytest.approx(6 * HAND / 14, rel=1e-5)
-    assert skip["batchmean"] == pytest.approx(6 * HAND / 2, rel=1e-5)
+    assert skip["pixel"] == pytest.approx(5.75 * HAND / 6.75, rel=1e-5)
+    assert skip["mean"] == pytest.approx(5.75 * HAND / 13.5, rel=1e-5)
+    assert skip["batchmean"] == pytest.approx(5.75 * HAND / 2, rel=1e-5)
     # not asked for, or no label at all: everything counts
     assert KL()(student, teacher, target).item() == pytest.approx(6 * HAND / 8, rel=1e-5)
     assert KL(skip_ignored=True)(student, teacher, None).item() == pytest.approx(6 * HAND / 8, rel=1e-5)

@@ -120,7 +120,7 @@ SOFT = {"seg.soft.kl", "det.soft.det_mse"}
 
 
 def teacher_view(images):
-    return Teacher(Tiny(7), torch.device("cpu"))(images)
+    return Teacher(Tiny(7), {}, torch.device("cpu"))(images)
 
 
 def test_losses_are_named_as_announced():
@@ -184,7 +184,7 @@ def test_only_the_student_learns():
 
 def test_teacher_is_frozen_in_eval_and_out_of_reach():
     net = Tiny(7).train()
-    teacher = Teacher(net, torch.device("cpu"))
+    teacher = Teacher(net, {}, torch.device("cpu"))
     own = distiller()
     own.teacher = teacher
     own.train()
@@ -198,7 +198,7 @@ def test_teacher_is_frozen_in_eval_and_out_of_reach():
 
 
 def test_teacher_in_bf16_stays_close():
-    exact = Teacher(Tiny(7), torch.device("cpu"))(batch().images).preds["seg"]
-    half = Teacher(Tiny(7), torch.device("cpu"), torch.bfloat16)(batch().images).preds["seg"]
+    exact = Teacher(Tiny(7), {}, torch.device("cpu"))(batch().images).preds["seg"]
+    half = Teacher(Tiny(7), {}, torch.device("cpu"), torch.bfloat16)(batch().images).preds["seg"]
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), exact, atol=0.02, rtol=0.02)

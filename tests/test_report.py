@@ -259,5 +259,6 @@ def test_mean_and_spread():
     assert spread_text([55.1, 56.3], digits=2) == "55.70 +- 0.85"
     assert spread_text([3.0]) == "3.0"
     assert spread_text([]) == "-"
+    assert spread_text([55.1, None]) == "-"
     with pytest.raises(ValueError):
         mean_and_spread([])

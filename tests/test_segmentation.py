@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.loader import Truth
 from multitask_kd.data.transforms import Geometry
-from multitask_kd.tasks.segmentation import SegHead, Segmentation, mask_at
+from multitask_kd.tasks.segmentation import SegHead, Segmentation, class_counts
 
 CLASSES = ("sky", "road", "tree")
 LN3 = math.log(3)
@@ -83,29 +83,34 @@ def test_the_labels_of_the_batch_are_left_as_they_were():
     assert mask.eq(0).all()
 
 
-def test_mask_at_picks_the_pixel_at_each_cells_centre():
-    mask = torch.arange(8 * 12).reshape(1, 8, 12)
-    # 8 rows to 2: centres at 2 and 6; 12 columns to 3: centres at 2, 6 and 10
-    assert mask_at(mask, 2, 3).tolist() == [[[26, 30, 34], [74, 78, 82]]]
-    assert mask_at(mask, 8, 12) is mask
-    # 12 to 5 columns: centres (i + 1/2) * 2.4 = 1.2, 3.6, 6, 8.4, 10.8
-    assert mask_at(mask, 8, 5)[0, 0].tolist() == [1, 3, 6, 8, 10]
-    two = torch.stack([mask[0], mask[0] + 100])
-    assert torch.equal(mask_at(two, 2, 3)[1], mask_at(mask, 2, 3)[0] + 100)
+def test_class_counts_by_hand():
+    mask = torch.tensor([[[0, 0, 1, 1], [0, 1, 1, IGNORE]], [[2, 2, 2, 2], [2, 2, IGNORE, IGNORE]]])
+    counts = class_counts(mask, 3, 1, 2)
+    # two cells of 2x2: the left one holds three 0 and one 1, the right one three 1 and an ignored pixel; then only 2s
+    assert counts[0, :, 0].tolist() == [[3, 0], [1, 3], [0, 0]]
+    assert counts[1, :, 0].tolist() == [[0, 0], [0, 0], [4, 2]]
+    # 5 columns in 2 cells: pixels 0 to 2 and 3 to 4
+    assert class_counts(torch.zeros(1, 1, 5, dtype=torch.long), 1, 1, 2).flatten().tolist() == [3, 2]
 
 
-def test_resolution_head_looks_at_the_cells_centres_and_image_at_every_pixel():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_resolution_head_holds_every_pixel_against_its_cell_and_image_against_the_upsampled_logits(smoothing):
     logits = noise(1, 3, 2, 2)
     mask = torch.randint(0, 3, (1, 8, 8), generator=torch.Generator().manual_seed(2))
-    assert torch.allclose(ce(logits, target(mask)), F.cross_entropy(logits, mask[:, 2::4, 2::4]))
-    large = F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
-    assert torch.allclose(ce(logits, target(mask), resolution="image"), F.cross_entropy(large, mask))
-    assert ce(logits, target(mask)) != ce(logits, target(mask), resolution="image")
+    mask[0, :2, 3] = IGNORE
+    options = {"ignore_index": IGNORE, "label_smoothing": smoothing}
+    repeated = logits.double().repeat_interleave(4, 2).repeat_interleave(4, 3)
+    own = ce(logits, target(mask), label_smoothing=smoothing)
+    assert own.item() == pytest.approx(F.cross_entropy(repeated, mask, **options).item(), rel=1e-6)
+    large = F.interpolate(logits.double(), size=(8, 8), mode="bilinear", align_corners=False)
+    full = ce(logits, target(mask), resolution="image", label_smoothing=smoothing)
+    assert full.item() == pytest.approx(F.cross_entropy(large, mask, **options).item(), rel=1e-6)
+    assert own != full
 
 
 def test_resolution_is_the_same_thing_for_logits_at_full_size():
     logits, mask = noise(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4), generator=torch.Generator().manual_seed(2))
-    assert ce(logits, target(mask)) == ce(logits, target(mask), resolution="image")
+    assert torch.allclose(ce(logits, target(mask)), ce(logits, target(mask), resolution="image"))
 
 
 def test_label_smoothing_by_hand():
@@ -120,7 +125,7 @@ def test_label_smoothing_by_hand():
 def test_low_precision_logits(dtype):
     logits = (noise(1, 3, 4, 4) * 1000).to(dtype).requires_grad_()
     mask = torch.randint(0, 3, (1, 8, 8), generator=torch.Generator().manual_seed(2))
-    loss = ce(logits, target(mask), resolution="image")
+    loss = ce(logits, target(mask), resolution="image") + ce(logits, target(mask))
     loss.backward()
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()

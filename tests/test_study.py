@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from multitask_kd import build, checkpoint, config
+from multitask_kd import build, checkpoint, study_config
 from multitask_kd.engine import study as studies
 from multitask_kd.engine import train as loop
 from multitask_kd.errors import UserError
@@ -17,7 +17,7 @@ ROWS = [
 
 
 def test_gains_are_differences_of_the_same_seed():
-    found = studies.gains(None, ROWS)
+    found = studies.gains(ROWS)
     # taught - alone, seed 2: 33 - 30 and 3.5 - 3; seed 0: 14 - 10 and 1.25 - 1
     assert found == [
         {"name": "taught", "against": "alone", "mIoU": [3.0, 4.0], "mAP": [0.5, 0.25]},
@@ -25,12 +25,29 @@ def test_gains_are_differences_of_the_same_seed():
     ]
 
 
+def test_a_figure_that_was_not_measured_leaves_a_gap():
+    row = {
+        "against": None,
+        "seeds": [0, 1],
+        "labelled_images": 1,
+        "unlabelled_images": 0,
+        "params": 1,
+        "steps": 1,
+        "seconds": [1.0],
+    }
+    rows = [row | {"name": "a", "mIoU": [50.0, None]}, row | {"name": "b", "against": "a", "mIoU": [60.0, 70.0]}]
+    found = studies.gains(rows)
+    assert found == [{"name": "b", "against": "a", "mIoU": [10.0, None]}]
+    text = studies.report({"title": "t", "machine": "m", "rows": rows, "gains": found})
+    assert text.splitlines()[-1].split() == ["b", "-", "a", "-"]
+
+
 def test_report_shows_mean_and_spread():
     rows = [
         row | {"labelled_images": 4, "unlabelled_images": 8, "params": 1234, "steps": 2, "seconds": [60.0] * len(row["seeds"])}
         for row in ROWS
     ]
-    results = {"title": "A title", "machine": "a machine", "rows": rows, "gains": studies.gains(None, rows)}
+    results = {"title": "A title", "machine": "a machine", "rows": rows, "gains": studies.gains(rows)}
     text = studies.report(results)
     assert "A title" in text and "a machine" in text
     assert "20.0 +- 10.0" in text and "3.5 +- 0.7" in text and "taught - alone" in text
@@ -155,13 +172,33 @@ def test_no_run_starts_where_one_has_a_fault(write, trained, tmp_path):
 )
 def test_studies_that_make_no_sense_are_refused(write, changes, said):
     with pytest.raises(UserError, match=said):
-        config.load_study(write(**({"runs": {"a": STUDENT}} | changes)))
+        study_config.load_study(write(**({"runs": {"a": STUDENT}} | changes)))
 
 
 def test_picture_has_truth_and_every_network(write, tmp_path):
     path = write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}}, pictures=2)
     assert studies.run_study(path)["rows"]
-    study, configs = config.load_study(path)
+    study, configs = study_config.load_study(path)
     picture = studies.picture(study, configs)
     assert picture.dtype == "uint8" and picture.shape[2] == 3
     assert picture.shape[1] > 2 * 64 and picture.shape[0] > 2 * 48  # two rows of truth and network
+
+
+def test_picture_has_networks_of_other_tasks_cells_and_sizes(write, tmp_path):
+    other = ["model.strides=[8, 16]", "tasks.det.head.strides=[16]", "data.input_size=[96, 64]"]
+    path = write({"other": STUDENT | {"overrides": other}, "seg": {"config": "seg_only.yaml"}, "both": STUDENT}, pictures=1)
+    only = yaml.safe_load((tmp_path / "student.yaml").read_text())
+    del only["tasks"]["det"]
+    (tmp_path / "seg_only.yaml").write_text(yaml.safe_dump(only))
+    rows = studies.run_study(path)["rows"]
+    assert [set(studies.FIGURES) & set(row) for row in rows] == [set(studies.FIGURES), {"mIoU"}, set(studies.FIGURES)]
+    assert (tmp_path / "out/picture.png").is_file()
+
+
+def test_a_folder_whose_name_would_be_read_as_something_else_is_refused(write, tmp_path):
+    assert study_config.load_study(write({"t": STUDENT}, dir="runs/a b-1.x"))[1]["t"][0].run.dir == "runs/a b-1.x/t"
+    for folder in ("runs/a #2", "runs/a: b", "{x}", ""):
+        with pytest.raises(UserError, match="dir: use letters"):
+            study_config.load_study(write({"t": STUDENT}, dir=folder))
+    with pytest.raises(UserError, match="'%' has no letter"):
+        study_config.load_study(write({"%": STUDENT}))

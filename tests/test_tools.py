@@ -180,7 +180,8 @@ def test_demo(demo_study, tool):
     assert status == 0, err
     folder = demo_study / "out"
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary) == ["teacher", "scratch", "distilled", "seconds"]
+    assert list(summary) == ["teacher", "scratch", "distilled", "seconds", "peak_memory_mb"]
+    assert 100 < summary["peak_memory_mb"]["training"] < 3000
     for name in ("teacher", "scratch", "distilled"):
         row = summary[name]
         assert set(row) == {"mIoU", "mAP", "mAP50", "labelled_images", "params"}
@@ -209,7 +210,7 @@ def test_demo_again_trains_nothing(demo_study, tool, monkeypatch):
     assert status == 0 and out.count("already done") == 3
     after = json.loads((demo_study / "out/summary.json").read_text())
     for summary in (before, after):
-        del summary["seconds"]["total"]
+        del summary["seconds"]["total"], summary["peak_memory_mb"]
     assert after == before
 
 

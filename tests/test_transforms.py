@@ -210,6 +210,13 @@ def test_the_same_seed_gives_the_same_sample_whatever_went_before():
             assert not np.array_equal(expected[a].image, expected[b].image)
 
 
+def test_an_image_is_changed_in_the_same_way_with_its_labels_and_without():
+    labelled, bare, augment = rectangle(150, 260, (100, 20, 240, 90)), rectangle(150, 260, (100, 20, 240, 90)), transform(**FULL)
+    bare.mask = bare.boxes = bare.classes = None
+    images = [augment(labelled, seed).image for seed in range(5)]
+    assert all(np.array_equal(augment(bare, seed).image, images[seed]) for seed in range(5))
+
+
 def test_global_random_states_are_left_alone():
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     transform(**FULL)(rectangle(*SIZE, (50, 30, 82, 60)), 0)
@@ -270,6 +277,11 @@ def test_boxes_over_the_edge_and_slivers_do_no_harm():
         moved = transform(**options)(sample, 0)
         assert 0 in moved.classes and 1 not in moved.classes
     assert transform()(sample, 0).boxes[0].tolist() == [0, 0, 128, 96]
+
+
+def test_boxes_alone_are_no_crowds_and_have_their_own_area():
+    sample = Sample(np.zeros((10, 10, 3), np.uint8), boxes=np.array([[1, 2, 4, 8]], np.float32), classes=np.array([0]))
+    assert sample.crowd.tolist() == [False] and sample.area.tolist() == [18]
 
 
 def test_clean_boxes():

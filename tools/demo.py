@@ -1,7 +1,6 @@
 """Train a teacher, a student alone and a distilled student on generated scenes, and show whether it helped: make demo"""
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -9,11 +8,10 @@ from pathlib import Path
 from multitask_kd.cli import run_tool
 
 STUDY = Path(__file__).parents[1] / "configs/studies/demo.yaml"
-KEPT = ("mIoU", "mAP", "mAP50")
 
 
 def main(args: argparse.Namespace) -> int:
-    from multitask_kd.engine.study import report, run_study
+    from multitask_kd.engine.study import report, run_study, write_summary
 
     began = time.perf_counter()
     results = run_study(args.study, overwrite=args.overwrite)
@@ -23,14 +21,9 @@ def main(args: argparse.Namespace) -> int:
     for row in results["rows"]:
         print(f"{row['name']} saw {row['labelled_images']} labelled and {row['unlabelled_images']} unlabelled images")
     folder = Path(results["dir"])
-    summary = {
-        row["name"]: {key: row[key][0] for key in KEPT if key in row} | {key: row[key] for key in ("labelled_images", "params")}
-        for row in results["rows"]
-    }
-    seconds = {row["name"]: row["seconds"][0] for row in results["rows"]}
-    summary["seconds"] = seconds | {"total": round(time.perf_counter() - began, 1)}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(f"\nfigures  {folder}/summary.json\npicture  {folder}/picture.png")
+    summary = write_summary(results, time.perf_counter() - began)
+    print("\nmemory   " + ", ".join(f"{name} {size} MB" for name, size in summary["peak_memory_mb"].items()) + " at most")
+    print(f"figures  {folder}/summary.json\npicture  {folder}/picture.png")
     print(f"curves   {Path(sys.executable).parent}/tensorboard --logdir {folder}")
     return 0
 

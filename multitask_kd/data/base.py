@@ -14,14 +14,14 @@ LAYOUTS = Registry("data layout")
 
 @dataclass
 class Sample:
-    """One image and its labels at the original size.
+    """One image and its labels; a layout gives them at the original size.
 
     image: uint8 [H,W,3] RGB.
     mask: uint8 [H,W] class indices, ``IGNORE`` where nothing is known; None: not labelled.
     boxes: float32 [M,4] x1,y1,x2,y2 in pixels; None: not labelled (an empty array: labelled, nothing there).
     classes: int64 [M] indices into the layout's ``classes["det"]``.
-    crowd: bool [M], COCO's ``iscrowd``.
-    area: float32 [M], object area in pixels as the annotation gives it (COCO's size bins use it).
+    crowd: bool [M], COCO's ``iscrowd``; where boxes are given without it, none is a crowd.
+    area: float32 [M], object area in pixels as the annotation gives it (COCO's size bins use it); else the boxes'.
     """
 
     image: np.ndarray
@@ -31,12 +31,21 @@ class Sample:
     crowd: np.ndarray | None = None
     area: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        if self.boxes is None:
+            return
+        if self.crowd is None:
+            self.crowd = np.zeros(len(self.boxes), bool)
+        if self.area is None:
+            self.area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1, dtype=np.float32)
+
 
 class Layout:
     """A data set on disk. A subclass is one file here, registered with ``@LAYOUTS.register("name")``.
 
-    Its keyword-only parameters are its options in YAML. ``classes`` maps each task that the set labels ("seg", "det") to
-    its class names in index order. ``faults`` counts what was dropped or mended, by a description in the plural.
+    Its keyword-only parameters are its options in YAML; a UserError of its ``__init__`` begins with the option's name.
+    ``classes`` maps each task that the set labels ("seg", "det") to its class names in index order. ``faults`` counts what
+    was dropped or mended, by a description in the plural.
     """
 
     def __init__(self) -> None:

@@ -213,7 +213,7 @@ def _check_options(masks: Any, segment: bool, seg_classes: Any, void: Any) -> No
         raise UserError("void: masks drawn from instances have no void index; give `masks`, or remove `void`")
     if masks is not None and seg_classes is None:
         raise UserError("seg_classes: `masks` needs the names of its indices; give a list or the path of a JSON file")
-    if isinstance(void, str) or not all(type(index) is int and 0 <= index <= 255 for index in void):
+    if not isinstance(void, (list, tuple)) or not all(type(index) is int and 0 <= index <= 255 for index in void):
         raise UserError(f"void: a list of mask indices from 0 to 255 is needed, not {void!r}")
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..atomic import replacing
 from ..errors import UserError
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -62,7 +62,7 @@ def read_json(path: str, option: str) -> Any:
 
 def unique_names(names: Any, where: str) -> tuple[str, ...]:
     """``names`` as a tuple. Raises UserError unless they are a list of different, non-empty strings."""
-    if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{where}: a list of class names is needed, not {names!r}")
     if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise UserError(f"{where}: '{repeated[0]}' is there twice; names tell classes apart, so rename one")
@@ -222,17 +222,9 @@ class Files:
         return array
 
     def _store(self, cached: str, array: np.ndarray) -> None:
-        """Write beside the target, then rename: a reader sees a whole file or none."""
-        part = f"{cached}.{uuid.uuid4().hex}.part"
         try:
-            try:
-                with open(part, "wb") as file:
-                    np.save(file, array, allow_pickle=False)
-                os.replace(part, cached)
-            except BaseException:
-                if os.path.exists(part):
-                    os.unlink(part)
-                raise
+            with replacing(cached) as file:
+                np.save(file, array, allow_pickle=False)
         except OSError as error:
             raise UserError(
                 f"cache: '{self.cache}' cannot be written: {error.strerror or error}; free space, name another "

@@ -109,7 +109,7 @@ class BatchStream:
 
 
 class TrainSet(Dataset):
-    """Place -> (Sample at network size, index read, name of a skipped file or None).
+    """Place -> (Sample at network size, index read, message of a skipped file or None).
 
     pools: a broken image is replaced from its own pool, so that no label is used that was to be left out.
     """
@@ -158,7 +158,7 @@ def _seg_target(samples: list[Sample]) -> dict[str, Tensor]:
     blank = np.full(samples[0].image.shape[:2], IGNORE, np.uint8)
     masks = np.stack([blank if s.mask is None else s.mask for s in samples])
     labelled = torch.tensor([s.mask is not None for s in samples])
-    return {"mask": torch.from_numpy(masks).long(), "labelled": labelled}
+    return {"mask": torch.from_numpy(masks), "labelled": labelled}
 
 
 def _det_target(samples: list[Sample]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from .scenes_draw import scene
 
 log = logging.getLogger(__name__)
 
-VERSION = 7  # raise it with every change to what is drawn: older caches are then no longer used
+VERSION = 11  # raise it with every change to what is drawn: older caches are then no longer used
 FILES = ("images.npy", "masks.npy", "boxes.npz")
 SCENES_A_WORKER = 100  # fewer are not worth starting a process for
 

@@ -11,6 +11,7 @@ from numpy.random import Generator
 
 from .scenes_background import PAVEMENT, ROAD, STUFF, VEGETATION, Camera, draw_background
 from .scenes_objects import (
+    BUS,
     CAR,
     COVER_LABEL,
     CYCLIST,
@@ -39,7 +40,9 @@ GROUND_ODDS = {
     PEDESTRIAN: {ROAD: 0.25, PAVEMENT: 1.0, VEGETATION: 0.4},
     CYCLIST: {ROAD: 1.0, PAVEMENT: 0.5, VEGETATION: 0.15},
     SIGN: {ROAD: 0.08, PAVEMENT: 1.0, VEGETATION: 0.9},
+    BUS: {ROAD: 1.0, PAVEMENT: 0.08, VEGETATION: 0.05},
 }
+FREQUENCY = (0.22, 0.15, 0.2, 0.17, 0.16, 0.1)  # of objects that are placed, by class
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _populate(rng, camera, back, image, ids):
         draw_object(pen, rng, kind, turn)
         classes.append(kind)
         whole.append(int(np.count_nonzero(ids == name)))
-        if kind in (CAR, TRUCK) and abs(math.sin(turn)) < 0.5 and back.light != "day" and rng.random() < 0.7:
+        if kind in (CAR, TRUCK, BUS) and abs(math.sin(turn)) < 0.5 and back.light != "day" and rng.random() < 0.7:
             lamps += [(*camera.turn(u + x * scale, foot[1] - 0.75 * scale), 0.25 * scale) for x in (-0.6, 0.6)]
     return classes, whole, lamps
 
@@ -123,10 +126,10 @@ def _arrange(rng, camera, ground):
     for attempt in range(wanted + 10):
         if attempt >= wanted and things:
             break  # extra attempts are for scenes that would stay empty
-        kind = int(rng.choice(len(OBJECTS), p=(0.24, 0.17, 0.22, 0.19, 0.18)))
+        kind = int(rng.choice(len(OBJECTS), p=FREQUENCY))
         smallest = rng.uniform(8, 14) if rng.random() < 0.08 else rng.uniform(30, 46)
         if kind in (PEDESTRIAN, CYCLIST, SIGN):
-            smallest *= 1.3  # narrow ones stand nearer, so that a map of stride 4 still shows them
+            smallest *= 1.5  # narrow ones stand nearer, so that a map of stride 4 still shows them
         farthest = max(camera.focal * TYPICAL_HEIGHT[kind] / smallest, nearest * 1.3)
         place = _place(rng, camera, ground, nearest, farthest, GROUND_ODDS[kind])
         if place is None:
@@ -170,7 +173,7 @@ def _turn(rng, camera, kind, u) -> float:
 
 def _shadow(rng, pen: Pen, ground: np.ndarray, kind: int, turn: float) -> None:
     """Darken the ground under an object: a flat ellipse in the colour that ``ground``, uint8 [H,W,3], has at its foot."""
-    length, width = {CAR: (4.4, 1.8), TRUCK: (7, 2.4), CYCLIST: (1.6, 0.5)}.get(kind, (0.7, 0.5))
+    length, width = {CAR: (4.4, 1.8), TRUCK: (7, 2.4), CYCLIST: (1.6, 0.5), BUS: (10, 2.5)}.get(kind, (0.7, 0.5))
     half = (length * abs(math.sin(turn)) + width * abs(math.cos(turn))) / 2 * rng.uniform(0.95, 1.15)
     u, v = pen.camera.turn(*pen.foot)
     row, column = min(max(int(v), 0), ground.shape[0] - 1), min(max(int(u), 0), ground.shape[1] - 1)

@@ -9,19 +9,19 @@ from numpy.random import Generator
 
 from .scenes_background import BUILDING, FOLIAGE, MASONRY, VEGETATION, shades
 from .scenes_pen import Pen
-from .scenes_vehicles import DARK, STEEL, TYRE, cloth, draw_car, draw_truck, dress, high_visibility
+from .scenes_vehicles import DARK, STEEL, TYRE, cloth, draw_bus, draw_car, draw_truck, dress, high_visibility
 
-OBJECTS = ("car", "truck", "pedestrian", "cyclist", "sign")
-CAR, TRUCK, PEDESTRIAN, CYCLIST, SIGN = range(len(OBJECTS))
+OBJECTS = ("car", "truck", "pedestrian", "cyclist", "sign", "bus")
+CAR, TRUCK, PEDESTRIAN, CYCLIST, SIGN, BUS = range(len(OBJECTS))
 IGNORE = 255  # as multitask_kd.batch.IGNORE, which would load torch into every worker
-TYPICAL_HEIGHT = (1.55, 3.1, 1.7, 1.75, 1.3)  # metres, by object class
+TYPICAL_HEIGHT = (1.55, 3.1, 1.7, 1.75, 1.3, 3.0)  # metres, by object class
 
 
 def draw_object(pen: Pen, rng: Generator, kind: int, turn: float) -> None:
     """Draw an object of class ``kind`` seen at ``turn`` radians from straight ahead (0: end on, pi/2: from the side)."""
     if rng.random() < 0.5:
         pen = pen.part(0, -1)
-    (draw_car, draw_truck, _pedestrian, _cyclist, _sign)[kind](pen, rng, turn)
+    (draw_car, draw_truck, _pedestrian, _cyclist, _sign, draw_bus)[kind](pen, rng, turn)
 
 
 def skin(rng: Generator) -> np.ndarray:

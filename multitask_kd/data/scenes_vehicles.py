@@ -1,4 +1,4 @@
-"""Cars and trucks, seen from any side: a side panel and an end panel, each foreshortened."""
+"""Cars, trucks and buses, seen from any side: a side panel and an end panel, each foreshortened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .scenes_pen import Pen
 DARK, TYRE, STEEL = (30, 30, 34), (26, 25, 27), (130, 132, 136)
 
 
-TYPICAL = 0.85  # of objects wear colours that are common in their class; colour hints at the class and never proves it
+TYPICAL = 0.75  # of objects wear colours that are common in their class; colour hints at the class and never proves it
+TYPICAL_DRESS = 0.9  # of pedestrians: a few pixels wide, they show little else
 
 
 def hue(rng: Generator, low: float, high: float, saturation: float, value: float) -> np.ndarray:
@@ -29,7 +30,7 @@ def livery(rng: Generator) -> np.ndarray:
 
 def dress(rng: Generator) -> np.ndarray:
     """A pedestrian's: mostly red to violet, else any cloth."""
-    return hue(rng, 0.8, 1.02, rng.uniform(0.5, 0.95), rng.uniform(0.4, 0.95)) if rng.random() < TYPICAL else cloth(rng)
+    return hue(rng, 0.8, 1.02, rng.uniform(0.5, 0.95), rng.uniform(0.4, 0.95)) if rng.random() < TYPICAL_DRESS else cloth(rng)
 
 
 def high_visibility(rng: Generator) -> np.ndarray:
@@ -42,6 +43,11 @@ def body_paint(rng: Generator) -> np.ndarray:
     if rng.random() >= TYPICAL:
         return paint(rng)
     return hue(rng, 0.55, 0.68, rng.choice((0.06, 0.4, 0.85)), rng.uniform(0.15, 0.9))
+
+
+def bus_paint(rng: Generator) -> np.ndarray:
+    """A bus's: mostly the turquoise of its company, else any paint."""
+    return hue(rng, 0.44, 0.52, rng.uniform(0.55, 0.95), rng.uniform(0.5, 0.9)) if rng.random() < TYPICAL else paint(rng)
 
 
 def paint(rng: Generator) -> np.ndarray:
@@ -226,3 +232,48 @@ def _truck_rear(pen, rng, width, high, load) -> None:
     )
     for x in (-half * 0.85, half * 0.85):
         pen.inner(x - 0.16, 0.58, x + 0.16, 0.78, (200, 30, 28))
+
+
+def draw_bus(pen: Pen, rng: Generator, turn: float) -> None:
+    body = bus_paint(rng)
+    band = cloth(rng) if rng.random() < 0.4 else np.array([232, 230, 224]) * rng.uniform(0.8, 1.05)
+    length, width, high = rng.uniform(8, 12), rng.uniform(2.35, 2.55), rng.uniform(2.8, 3.2)
+    glass = np.array([46, 54, 64]) * rng.uniform(0.6, 2.2)
+    side, end = _panels(turn, length, width)
+    if side[1]:
+        _bus_side(pen.part(*side), rng, length, high, body, band, glass)
+    if end[1]:
+        _bus_end(pen.part(*end), rng, width, high, body * (rng.uniform(0.75, 1.0) if side[1] else 1), band, glass)
+
+
+def _bus_side(pen, rng, length, high, body, band, glass) -> None:
+    half, sill = length / 2, rng.uniform(1.15, 1.35)
+    pen.rect(-half, 0.35, half, high, body)
+    pen.inner(-half, high * 0.9, half, high, band)
+    if rng.random() < 0.6:
+        pen.inner(-half, 0.35, half, rng.uniform(0.6, 0.85), band * 0.9)
+    pitch = rng.uniform(1.1, 1.5)
+    for left in np.arange(-half + 0.2, half - pitch, pitch):
+        pen.inner(left, sill, left + pitch * 0.88, high * 0.86, glass)
+    for door in (half - 1.5, -half * rng.uniform(0.0, 0.3)):
+        pen.inner(door, 0.45, door + 1.1, high * 0.84, glass * 0.85)
+        pen.inner(door + 0.52, 0.45, door + 0.58, high * 0.84, body)
+    radius = rng.uniform(0.44, 0.5)
+    for x in (-half * 0.58, half * 0.62):
+        pen.disc(x, radius, radius, TYRE)
+        pen.disc(x, radius, radius * 0.5, np.array(STEEL) * rng.uniform(0.6, 1.4))
+
+
+def _bus_end(pen, rng, width, high, body, band, glass) -> None:
+    half = width / 2
+    for x in (-half * 0.75, half * 0.75):
+        pen.rect(x - 0.16, 0, x + 0.16, 0.6, TYRE)
+    pen.rect(-half, 0.35, half, high, body)
+    pen.inner(-half * 0.9, high * 0.42, half * 0.9, high * 0.84, glass)
+    pen.inner(-half, high * 0.87, half, high, band)
+    if rng.random() < 0.6:
+        pen.inner(-half * 0.6, high * 0.885, half * 0.5, high * 0.975, (245, 170, 40))  # where it goes to
+    lamp = (200, 30, 28) if rng.random() < 0.4 else (245, 240, 215)
+    for x in (-half * 0.78, half * 0.78):
+        pen.inner(x - 0.16, 0.62, x + 0.16, 0.84, lamp)
+    pen.rect(-half, 0.3, half, 0.45, np.array(DARK))

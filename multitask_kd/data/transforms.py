@@ -14,7 +14,7 @@ from ..batch import CROWD, IGNORE
 from .base import Sample
 
 FILL = 114  # grey of padding
-MIN_AREA_PX = 4  # a smaller box, at the network's size, is not learnt from
+MIN_AREA_PX = 4  # a smaller box, at the network's size, is left out
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TrainTransform:
         min_visible: float,
     ):
         self.size = tuple(size)
-        steps, colours = [], []
+        steps = []
         if flip:
             steps.append(A.HorizontalFlip(p=flip))
         if tuple(scale) != (1.0, 1.0) or translate or rotate:
@@ -80,10 +80,10 @@ class TrainTransform:
                 )
             )
         if brightness:
-            colours.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
+            steps.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
         if color:
             hue, saturation = round(color * 18), round(color * 255)  # in OpenCV's units: 180 and 255 a turn
-            colours.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
+            steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
         boxes = A.BboxParams(
             format="pascal_voc",
             label_fields=["classes"],
@@ -92,31 +92,46 @@ class TrainTransform:
             min_area=MIN_AREA_PX,
             check_each_transform=False,
         )
-        # apart from each other, because Compose checks the boxes after every step, which costs more than the steps
-        self.geometry = A.Compose(steps, bbox_params=boxes)
-        self.colour = A.Compose(colours)
+        self.with_boxes = A.Compose(steps, bbox_params=boxes)
+        self.without_boxes = A.Compose(steps)  # the books of boxes cost four times the steps themselves
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        """``sample`` at the network's size. The same seed gives the same result in any process."""
+        """``sample`` at the network's size. The same seed gives the same result in any process, labelled or not."""
         image, geometry = letterbox(sample.image, self.size)
-        height, width = geometry.content
-        mask = np.full(self.size, IGNORE, dtype=np.uint8)
+        given = {"image": image}
         if sample.mask is not None:
-            mask[:height, :width] = cv2.resize(sample.mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        boxes = np.zeros((0, 4), np.float32)
-        classes = np.zeros(0, np.int64)
-        if sample.boxes is not None and len(sample.boxes):
-            ratio = np.array([width / geometry.original[1], height / geometry.original[0]] * 2, dtype=np.float32)
-            boxes = sample.boxes * ratio
-            classes = np.where(sample.crowd, CROWD, sample.classes)
-            large = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) >= MIN_AREA_PX
-            boxes, classes = boxes[large], classes[large]
-        self.geometry.set_random_seed(seed)
-        self.colour.set_random_seed(seed)
-        moved = self.geometry(image=image, mask=mask, bboxes=boxes, classes=classes)
+            given["mask"] = _mask(sample.mask, self.size, geometry)
+        boxes, classes = (None, None) if sample.boxes is None else _boxes(sample, geometry)
+        compose = self.without_boxes
+        if boxes is not None and len(boxes):
+            compose = self.with_boxes
+            given |= {"bboxes": boxes, "classes": classes}
+        compose.set_random_seed(seed)
+        moved = {"bboxes": boxes, "classes": classes} | compose(**given)
         return Sample(
-            image=self.colour(image=moved["image"])["image"],
-            mask=moved["mask"] if sample.mask is not None else None,
-            boxes=np.asarray(moved["bboxes"], np.float32).reshape(-1, 4) if sample.boxes is not None else None,
-            classes=np.asarray(moved["classes"], np.int64).reshape(-1) if sample.boxes is not None else None,
+            image=moved["image"],
+            mask=moved.get("mask"),
+            boxes=None if boxes is None else np.asarray(moved["bboxes"], np.float32).reshape(-1, 4),
+            classes=None if boxes is None else np.asarray(moved["classes"], np.int64).reshape(-1),
         )
+
+
+def _mask(mask: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
+    """Mask uint8 [h,w] letterboxed to ``size``, IGNORE in the padding."""
+    height, width = geometry.content
+    if mask.shape != (height, width):
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    if mask.shape == size:
+        return mask
+    padded = np.full(size, IGNORE, dtype=np.uint8)
+    padded[:height, :width] = mask
+    return padded
+
+
+def _boxes(sample: Sample, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes float32 [M,4] in pixels of the letterbox and their classes, crowds marked, slivers left out."""
+    (height, width), (rows, columns) = geometry.content, geometry.original
+    boxes = sample.boxes.reshape(-1, 4) * np.array([width / columns, height / rows] * 2, dtype=np.float32)
+    classes = np.where(sample.crowd, CROWD, sample.classes) if len(boxes) else np.zeros(0, np.int64)
+    large = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) >= MIN_AREA_PX
+    return boxes[large], classes[large]

@@ -31,7 +31,7 @@ class Distiller(nn.Module):
         return hard + [f"{task}.soft.{loss}" for task, loss in self.soft_names.items()]
 
     def forward(self, batch: Batch, teacher: View | None = None) -> dict[str, Tensor]:
-        """Unweighted scalars by name. A task that no image of the batch is labelled for has no hard losses.
+        """Unweighted scalars by name. A task that is missing in the batch's targets has no hard losses.
 
         Raises ValueError when there are soft losses and no teacher view.
         """

@@ -26,11 +26,12 @@ from .train import train
 SETTLE = 10  # steps of every block that are not timed
 
 
-def bench(config: Any, *, steps: int = 40, rounds: int = 3) -> dict[str, Any]:
+def bench(config: Any, *, steps: int = 30, rounds: int = 7) -> dict[str, Any]:
     """Time ``rounds`` times: ``steps`` steps of ``train``, then of the bare loop of the same modules on ready batches.
 
-    Returns medians in milliseconds and ratios. ``step_over_bare_loop``: the median over rounds, with all of them beside it;
-    the bare loop is teacher, student, losses, backward and optimizer. ``loader_over_student``: images a second of the
+    Returns medians in milliseconds and ratios. ``step_over_bare_loop``: the median over rounds, with all of them beside it
+    (many short rounds, because a machine's speed drifts from minute to minute); the bare loop is teacher, student, losses,
+    backward and optimizer. ``loader_over_student``: images a second of the
     loader alone over those that the student alone, without teacher, trains on.
     """
     if config.run.threads:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..batch import Batch
 from ..build import Recipe, decode_options
 from ..data.base import Layout, Sample
 from ..data.loader import EvalSet, collate_eval
+from ..errors import UserError
 from ..report.pictures import panel, side_by_side
 from ..tasks.base import Task
 from .evaluate import evaluating, predict
@@ -19,35 +21,37 @@ from .evaluate import evaluating, predict
 SHOWN = 0.3  # detections below this score are not drawn
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """A network in a picture, with its own tasks, input (H, W) in pixels and post-processing."""
+
+    net: Callable
+    tasks: Mapping[str, Task]
+    size: tuple[int, int]
+    decode: Mapping[str, Mapping[str, Any]]
+
+
 def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndarray]:
     """One picture for each of ``count`` validation images, spread over the set: uint8 [H,W,3] by name."""
-    nets: dict[str, Callable] = {"teacher": run.teacher} if run.teacher else {}
-    nets["student"] = student
+    size, decode = run.config.data.input_size, decode_options(run.config)
+    speakers = {"teacher": Speaker(run.teacher, run.teacher.tasks, size, decode)} if run.teacher else {}
+    speakers["student"] = Speaker(student, run.tasks, size, decode)
     spread = np.linspace(0, len(run.val_layout) - 1, num=min(count, len(run.val_layout)), dtype=int)
-    rows = compare(run.val_layout, spread, nets, run.tasks, run.config.data.input_size, decode_options(run.config), run.device)
+    rows = compare(run.val_layout, spread, speakers, run.device)
     names = {name: task.classes for name, task in run.tasks.items()}
-    return {f"{k:02d}": side_by_side([row], ["truth", *nets], class_names=names) for k, row in enumerate(rows)}
+    return {f"{k:02d}": side_by_side([row], ["truth", *speakers], class_names=names) for k, row in enumerate(rows)}
 
 
-def compare(
-    layout: Layout,
-    indices: np.ndarray,
-    nets: Mapping[str, Callable],
-    tasks: Mapping[str, Task],
-    size: tuple[int, int],
-    decode: Mapping[str, Mapping[str, Any]],
-    device: torch.device,
-) -> list[list[np.ndarray]]:
-    """A row of panels an image: the truth, then what each of ``nets`` says."""
-    images = EvalSet(layout, size, None, skip_errors=True)
-    names = {name: task.classes for name, task in tasks.items()}
+def compare(layout: Layout, indices: np.ndarray, speakers: Mapping[str, Speaker], device: torch.device) -> list[list[np.ndarray]]:
+    """A row of panels an image: the truth, then what each of ``speakers`` says."""
+    names = {name: task.classes for speaker in speakers.values() for name, task in speaker.tasks.items()}
     rows = []
-    for index in indices:
-        batch, _ = collate_eval([images[int(index)]])
-        if batch is None:  # an image that cannot be read is reported by the evaluation
+    for index in map(int, indices):
+        try:
+            sample = layout.read(index)
+        except UserError:  # the evaluation reports an image that cannot be read
             continue
-        sample = layout.read(int(index))
-        rows.append([_truth(sample, names)] + [_said(net, tasks, batch.to(device), decode, sample, names) for net in nets.values()])
+        rows.append([_truth(sample, names)] + [_said(speaker, layout, index, sample, device) for speaker in speakers.values()])
     return rows
 
 
@@ -55,19 +59,12 @@ def _truth(sample: Sample, names: Mapping[str, tuple[str, ...]]) -> np.ndarray:
     return panel(sample.image, mask=sample.mask, boxes=sample.boxes, classes=sample.classes, class_names=names)
 
 
-def _said(
-    net: Callable,
-    tasks: Mapping[str, Task],
-    batch: Batch,
-    decode: Mapping[str, Mapping[str, Any]],
-    sample: Sample,
-    names: Mapping[str, tuple[str, ...]],
-) -> np.ndarray:
-    if isinstance(net, torch.nn.Module):
-        with evaluating(net):
-            said = predict(net, tasks, batch, decode)[0]
-    else:
-        said = predict(net, tasks, batch, decode)[0]
+def _said(speaker: Speaker, layout: Layout, index: int, sample: Sample, device: torch.device) -> np.ndarray:
+    batch, _ = collate_eval([EvalSet(layout, speaker.size, None, skip_errors=False)[index]])
+    still = evaluating(speaker.net) if isinstance(speaker.net, torch.nn.Module) else contextlib.nullcontext()
+    with still:
+        said = predict(speaker.net, speaker.tasks, batch.to(device), speaker.decode)[0]
+    names = {name: task.classes for name, task in speaker.tasks.items()}
     shown: dict[str, Any] = {}
     if "seg" in said:
         shown["mask"] = said["seg"].cpu().numpy()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +16,14 @@ import numpy as np
 import torch
 
 from .. import build
+from ..atomic import write_text
 from ..checkpoint import load as load_checkpoint
-from ..config import Config, Study, dump, load_study
+from ..config import Config, dump
 from ..report.pictures import save_png, side_by_side
 from ..report.tables import mean_and_spread, spread_text, table
+from ..study_config import Study, load_study
 from .log import clock
-from .pictures import compare
+from .pictures import Speaker, compare
 from .train import train
 
 FIGURES = {"mIoU": ("seg", "mIoU"), "mAP": ("det", "mAP"), "mAP50": ("det", "mAP50")}
@@ -46,10 +50,10 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
                 return None
             results[seed] = result
         rows.append(describe(name, study, runs, results))
-    results = {"title": study.title, "dir": study.dir, "machine": machine(), "rows": rows, "gains": gains(study, rows)}
+    results = {"title": study.title, "dir": study.dir, "machine": machine(), "rows": rows, "gains": gains(rows)}
     folder = Path(study.dir)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(report(results, markdown=True) + "\n", encoding="utf-8")
+    write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(folder / "results.md", report(results, markdown=True) + "\n")
     if study.pictures:
         save_png(folder / "picture.png", picture(study, configs))
     return results
@@ -92,7 +96,7 @@ def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:
     began = time.perf_counter()
     metrics = train(config, resume=resume, overwrite=not resume)
     spent = {"seconds": round(before + time.perf_counter() - began, 1)}
-    timing.write_text(json.dumps(spent) + "\n", encoding="utf-8")
+    write_text(timing, json.dumps(spent) + "\n")
     return None if metrics is None else metrics | spent
 
 
@@ -111,17 +115,14 @@ def describe(name: str, study: Study, configs: Mapping[int, Config], results: Ma
         "seeds": list(configs),
         "labelled_images": content["labelled_images"],
         "unlabelled_images": content["unlabelled_images"],
-        "params": sum(v.numel() for k, v in content["model"].items() if not k.endswith(BUFFERS)),
+        "params": content["params"],
         "steps": config.train.steps,
         **figures,
         "seconds": [result["seconds"] for result in results.values()],
     }
 
 
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def gains(study: Study, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each run minus its control, seed by seed."""
     by_name = {row["name"]: row for row in rows}
     found = []
@@ -132,9 +133,17 @@ def gains(study: Study, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pairs = [(row["seeds"].index(s), control["seeds"].index(s)) for s in row["seeds"] if s in control["seeds"]]
         found.append(
             {"name": row["name"], "against": control["name"]}
-            | {key: [row[key][i] - control[key][j] for i, j in pairs] for key in FIGURES if key in row and key in control}
+            | {
+                key: [_difference(row[key][i], control[key][j]) for i, j in pairs]
+                for key in FIGURES
+                if key in row and key in control
+            }
         )
     return found
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
@@ -164,6 +173,26 @@ def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
     return "\n\n".join(parts)
 
 
+def write_summary(results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """summary.json in the study's folder: the first seed's figures by network, and what it all took."""
+    keys = ("labelled_images", "params")
+    summary: dict[str, Any] = {
+        row["name"]: {key: row[key][0] for key in FIGURES if key in row} | {key: row[key] for key in keys}
+        for row in results["rows"]
+    }
+    summary["seconds"] = {row["name"]: row["seconds"][0] for row in results["rows"]} | {"total": round(seconds, 1)}
+    summary["peak_memory_mb"] = peak_memory_mb()
+    write_text(Path(results["dir"]) / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def peak_memory_mb() -> dict[str, int]:
+    """The most that this process, and the largest of its loader processes, had resident so far."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in
+    who = {"training": resource.RUSAGE_SELF, "largest loader process": resource.RUSAGE_CHILDREN}
+    return {name: resource.getrusage(number).ru_maxrss // unit for name, number in who.items()}
+
+
 def machine() -> str:
     """One line on what the figures were measured with."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
@@ -175,12 +204,14 @@ def picture(study: Study, configs: Mapping[str, Mapping[int, Config]]) -> np.nda
     first = {name: next(iter(runs.values())) for name, runs in configs.items()}
     config = next(iter(first.values()))
     on = build.device(config.run.device)
-    nets, tasks = {}, {}
+    speakers = {}
     for name, one in first.items():
         content = load_checkpoint(Path(one.run.dir) / "best.pt", name)
-        nets[name] = build.from_checkpoint(content, name).to(on).eval()
-        tasks = build.tasks(content["arch"], nets[name])
+        net = build.from_checkpoint(content, name).to(on).eval()
+        tasks = build.tasks(content["arch"], net)
+        speakers[name] = Speaker(net, tasks, tuple(content["arch"]["input_size"]), build.decode_options(one))
     found = build.layout(config.data.val, "data.val")
     spread = np.linspace(0, len(found) - 1, num=study.pictures + 2, dtype=int)[1:-1]
-    rows = compare(found, spread, nets, tasks, config.data.input_size, build.decode_options(config), on)
-    return side_by_side(rows, ["truth", *nets], class_names={name: task.classes for name, task in tasks.items()})
+    rows = compare(found, spread, speakers, on)
+    names = {name: task.classes for speaker in speakers.values() for name, task in speaker.tasks.items()}
+    return side_by_side(rows, ["truth", *speakers], class_names=names)

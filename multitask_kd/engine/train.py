@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from .. import checkpoint
+from ..atomic import write_text
 from ..build import Recipe, decode_options, recipe
 from ..config import Config, dump
 from ..errors import UserError
@@ -55,7 +56,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     state = State(run, optimizer, scaler, ema, meter, folder)
     step = state.load() if resume else 0
     if step == 0:
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+        write_text(folder / "config.yaml", dump(config))
 
     journal = RunLog(folder, step)
     progress = Progress(c.steps, step, folder.name)
@@ -123,7 +124,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         journal.close()
         report_skipped(skipped)
     metrics = final_metrics(config, folder)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(metrics_table(metrics))
     print(f"result: {folder / 'best.pt'}    curves: tensorboard --logdir {folder}")
     return metrics
@@ -172,10 +173,11 @@ def run_evaluation(run: Recipe, net: torch.nn.Module, journal: RunLog, progress:
 
 
 def report_skipped(messages: list[str]) -> None:
-    for message in sorted(set(messages))[:10]:
+    broken = sorted(set(messages))
+    for message in broken[:10]:
         log.warning("skipped: %s", message)
-    if messages:
-        log.warning("%d images could not be read and were replaced", len(messages))
+    if broken:
+        log.warning("%d images could not be read and were replaced, %d times", len(broken), len(messages))
 
 
 def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> None:
@@ -197,8 +199,8 @@ def clear_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json"):
         (folder / name).unlink(missing_ok=True)
-    for events in (folder / "tensorboard").glob("events.*"):
-        events.unlink()
+    for rest in (*(folder / "tensorboard").glob("events.*"), *folder.glob(".*.part")):
+        rest.unlink()
 
 
 FREE = ("run.dir", "run.threads", "run.device", "data.workers", "train.log_every", "train.save_every", "eval.pictures")
@@ -237,6 +239,7 @@ class State:
     def _content(self, step: int) -> dict[str, Any]:
         return {
             "arch": self.run.arch,
+            "params": count_parameters(self.run.student),
             "labelled_images": sum(len(p.indices) for p in self.run.pools if p.labelled),
             "unlabelled_images": sum(len(p.indices) for p in self.run.pools if not p.labelled),
             "model": self.result().state_dict(),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import LOSSES
+from .base import LOSSES, SoftLoss
 
 
 @LOSSES.register("det_mse")
-class DetMSE(nn.Module):
+class DetMSE(SoftLoss):
     """T * mean (s-t)^2 over cells and over box [...,0:4], objectness [...,4] and classes [...,5:] of [B,N,4+1+C].
 
     form: "raw" compares the outputs as they are; "probability" objectness and classes after the sigmoid; "decoded" that and

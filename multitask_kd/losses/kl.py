@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import IGNORE
-from .base import LOSSES
+from .base import LOSSES, SoftLoss
 
 
 @LOSSES.register("kl")
-class KL(nn.Module):
+class KL(SoftLoss):
     """T^2 * KL(softmax(t/T) || softmax(s/T)) over the class dimension of [B,C,H,W] or [B,C].
 
     reduction: "pixel" divides by the number of counted pixels (the scale of cross-entropy), "mean" by all elements B*C*H*W
@@ -41,13 +42,9 @@ class KL(nn.Module):
         per_pixel = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
         counted = per_pixel.numel()
         if self.skip_ignored and target is not None and per_pixel.dim() == 3:
-            valid = (_subsample(target["mask"], per_pixel) != IGNORE) | ~target["labelled"][:, None, None]
-            per_pixel = per_pixel * valid
-            counted = valid.sum().clamp(min=1)
+            known = F.adaptive_avg_pool2d((target["mask"] != IGNORE).float(), per_pixel.shape[1:])  # share of each cell
+            known = torch.where(target["labelled"][:, None, None], known, 1.0)
+            per_pixel = per_pixel * known
+            counted = known.sum().clamp(min=1)
         divisor = {"pixel": counted, "mean": counted * student.shape[1], "batchmean": student.shape[0]}[self.reduction]
         return per_pixel.sum() / divisor * self.temperature**2
-
-
-def _subsample(mask: Tensor, like: Tensor) -> Tensor:
-    """Nearest neighbour: mask [B,H,W] at the resolution of ``like`` [B,h,w]."""
-    return F.interpolate(mask[:, None].float(), size=like.shape[1:], mode="nearest-exact")[:, 0].long()

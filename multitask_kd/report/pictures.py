@@ -6,7 +6,6 @@ Images are uint8 [H,W,3] RGB. ``class_names`` is everywhere what ``Layout.classe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..atomic import replacing
 from ..batch import IGNORE
 
 ClassNames = Mapping[str, Sequence[str]] | Sequence[str]
@@ -131,12 +131,8 @@ def save_png(path: str | Path, array: np.ndarray) -> None:
     """Write uint8 [H,W,3] as PNG: the whole file or none. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(array).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        Image.fromarray(array).save(file, format="PNG")
 
 
 def palette(class_names: ClassNames) -> dict[str, Colour]:

@@ -75,9 +75,9 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def spread_text(values: Sequence[float], digits: int = 1) -> str:
-    """ "56.3 +- 1.2": mean and sample standard deviation; only the mean of one value, "-" of none."""
-    if len(values) == 0:
+def spread_text(values: Sequence[float | None], digits: int = 1) -> str:
+    """ "56.3 +- 1.2": mean and sample standard deviation; only the mean of one value, "-" of none or where one was not measured."""
+    if len(values) == 0 or None in values:
         return "-"
     mean, spread = mean_and_spread(values)
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} +- {spread:.{digits}f}"

@@ -50,6 +50,9 @@ class Detection(Task):
     ):
         super().__init__(classes, strides)
         self.weights = {"box": box, "objectness": objectness, "class": classification}
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"{name}: {weight} is no weight; give a number of at least 0")
         self.radius = radius
 
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -131,7 +134,8 @@ class Detection(Task):
         height, width = geometry.original
         scale = decoded.boxes.new_tensor([width / geometry.content[1], height / geometry.content[0]]).repeat(2)
         boxes = (decoded.boxes * scale).minimum(decoded.boxes.new_tensor([width, height, width, height]))
-        return decoded._replace(boxes=boxes)
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(1)  # the others lie in the padding alone
+        return Detections(boxes[seen], decoded.scores[seen], decoded.classes[seen])
 
     def metric(self) -> MeanAP:
         return MeanAP(self.classes)

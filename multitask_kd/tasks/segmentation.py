@@ -22,6 +22,8 @@ class SegHead(nn.Module):
 
     def __init__(self, width: int, levels: Sequence[int], classes: int, *, depth: int = 1):
         super().__init__()
+        if depth < 0:
+            raise ValueError(f"depth: {depth} is below 0")
         self.strides = (min(levels),)
         block = lambda: nn.Sequential(  # noqa: E731
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -33,21 +35,25 @@ class SegHead(nn.Module):
         return self.classifier(self.tower(levels[self.strides[0]]))
 
 
-def mask_at(mask: Tensor, height: int, width: int) -> Tensor:
-    """Nearest-neighbour subsampling of mask [B,H,W] to [B,height,width]: the pixel at each cell's centre."""
-    if mask.shape[1:] == (height, width):
-        return mask
-    rows = ((torch.arange(height, device=mask.device) + 0.5) * (mask.shape[1] / height)).long()
-    columns = ((torch.arange(width, device=mask.device) + 0.5) * (mask.shape[2] / width)).long()
-    return mask[:, rows[:, None], columns]
+def class_counts(mask: Tensor, classes: int, height: int, width: int) -> Tensor:
+    """How many pixels of each class lie in each cell: mask long [B,H,W], IGNORE not counted -> float [B,classes,height,width]."""
+    rows = torch.arange(mask.shape[1], device=mask.device) * height // mask.shape[1]
+    columns = torch.arange(mask.shape[2], device=mask.device) * width // mask.shape[2]
+    cell = rows[:, None] * width + columns
+    kind = mask.masked_fill(mask == IGNORE, classes)
+    counts = torch.zeros(len(mask), (classes + 1) * height * width, device=mask.device)
+    counts.scatter_add_(
+        1, (kind * (height * width) + cell).flatten(1), torch.ones((), device=mask.device).expand(mask.shape).flatten(1)
+    )
+    return counts.view(len(mask), classes + 1, height, width)[:, :classes]
 
 
 @TASKS.register("seg")
 class Segmentation(Task):
     """Cross-entropy over labelled pixels.
 
-    resolution: "head" computes the loss at the logits' own stride (a 35th of the cost and memory), "image" upsamples the
-    logits first.
+    resolution: "head" holds every pixel against the logits of the cell it lies in, at the cost of the head's stride; "image"
+    upsamples the logits first (tens of times the cost and memory).
     label_smoothing: in [0, 1).
     """
 
@@ -74,14 +80,18 @@ class Segmentation(Task):
         self.label_smoothing = label_smoothing
 
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """pred: logits [B,C,h,w]; target: ``mask`` [B,H,W], ``labelled`` [B]. Zero when nothing is labelled."""
+        """pred: logits [B,C,h,w]; target: ``mask`` uint8 [B,H,W], ``labelled`` [B]. Zero when nothing is labelled."""
         logits = pred.float()
+        mask = target["mask"].long().masked_fill(~target["labelled"][:, None, None], IGNORE)
         if self.resolution == "image":
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        mask = mask_at(target["mask"], *logits.shape[2:])
-        mask = mask.masked_fill(~target["labelled"][:, None, None], IGNORE)
-        total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum", label_smoothing=self.label_smoothing)
-        return {"ce": total / (mask != IGNORE).sum().clamp(min=1)}
+            total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum", label_smoothing=self.label_smoothing)
+            return {"ce": total / (mask != IGNORE).sum().clamp(min=1)}
+        counts = class_counts(mask, logits.shape[1], *logits.shape[2:])
+        pixels = counts.sum(1, keepdim=True)
+        targets = (1 - self.label_smoothing) * counts + self.label_smoothing * pixels / logits.shape[1]
+        total = -(targets * F.log_softmax(logits, dim=1)).sum()
+        return {"ce": total / pixels.sum().clamp(min=1)}
 
     def decode(self, pred: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits [B,C,h,w] -> logits [B,C,H,W]; the class is chosen after ``restore``, at the original size."""
