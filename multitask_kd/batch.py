@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,10 +44,33 @@ class Batch:
         targets = {task: {k: v.to(device, non_blocking=True) for k, v in target.items()} for task, target in self.targets.items()}
         return replace(self, images=images, targets=targets)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What leaves a loader process. Small tensors go in the message itself: each shared one costs a question and answer
+        between the processes, which on busy cores is milliseconds of waiting."""
+        return {**vars(self), "indices": _packed(self.indices), "targets": _each(self.targets, _packed)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, indices=_unpacked(state["indices"]), targets=_each(state["targets"], _unpacked))
+
     def pin_memory(self) -> Batch:
         """In page-locked memory. The loader's pinning thread leaves classes without this method as they are."""
         targets = {task: {k: v.pin_memory() for k, v in target.items()} for task, target in self.targets.items()}
         return replace(self, images=self.images.pin_memory(), targets=targets)
+
+
+SMALL = 2**14  # bytes
+
+
+def _packed(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes < SMALL else value
+
+
+def _unpacked(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _each(targets: dict[str, dict[str, Any]], change: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+    return {task: {key: change(value) for key, value in target.items()} for task, target in targets.items()}
 
 
 @dataclass(frozen=True)

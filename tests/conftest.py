@@ -17,10 +17,6 @@ SEG_SOFT = {"alpha": 0.5, "soft": {"loss": "kl", "options": {"temperature": 2}}}
 DET_SOFT = {"alpha": 0.25, "soft": {"loss": "det_mse", "weight": 3, "options": {"weighting": "teacher"}}}
 
 
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "ignore:Got processor for bboxes")
-
-
 @pytest.fixture(scope="session")
 def scenes_root(tmp_path_factory):
     """Where every tiny set of scenes is generated, once."""

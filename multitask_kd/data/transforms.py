@@ -79,21 +79,17 @@ class TrainTransform:
                     p=1.0,
                 )
             )
+        if not steps:
+            steps.append(A.NoOp())  # something that boxes pass through
         if brightness:
             steps.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
         if color:
             hue, saturation = round(color * 18), round(color * 255)  # in OpenCV's units: 180 and 255 a turn
             steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
-        boxes = A.BboxParams(
-            format="pascal_voc",
-            label_fields=["classes"],
-            clip=True,
-            min_visibility=min_visible,
-            min_area=MIN_AREA_PX,
-            check_each_transform=False,
-        )
-        self.with_boxes = A.Compose(steps, bbox_params=boxes)
-        self.without_boxes = A.Compose(steps)  # the books of boxes cost four times the steps themselves
+        self.min_visible = min_visible
+        # Boxes travel as their corners: the library's books of boxes cost four times the transforms themselves.
+        corners = A.KeypointParams(format="xy", remove_invisible=False, check_each_transform=False)
+        self.compose = A.Compose(steps, keypoint_params=corners)
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """``sample`` at the network's size. The same seed gives the same result in any process, labelled or not."""
@@ -101,19 +97,29 @@ class TrainTransform:
         given = {"image": image}
         if sample.mask is not None:
             given["mask"] = _mask(sample.mask, self.size, geometry)
-        boxes, classes = (None, None) if sample.boxes is None else _boxes(sample, geometry)
-        compose = self.without_boxes
-        if boxes is not None and len(boxes):
-            compose = self.with_boxes
-            given |= {"bboxes": boxes, "classes": classes}
-        compose.set_random_seed(seed)
-        moved = {"bboxes": boxes, "classes": classes} | compose(**given)
-        return Sample(
-            image=moved["image"],
-            mask=moved.get("mask"),
-            boxes=None if boxes is None else np.asarray(moved["bboxes"], np.float32).reshape(-1, 4),
-            classes=None if boxes is None else np.asarray(moved["classes"], np.int64).reshape(-1),
-        )
+        boxes = classes = None
+        if sample.boxes is not None:
+            boxes, classes = _boxes(sample, geometry)
+            given["keypoints"] = _corners(boxes)
+        self.compose.set_random_seed(seed)
+        moved = self.compose(**given)
+        if boxes is not None:
+            boxes, kept = self._frames(moved["keypoints"])
+            boxes, classes = boxes[kept], classes[kept]
+        return Sample(image=moved["image"], mask=moved.get("mask"), boxes=boxes, classes=classes)
+
+    def _frames(self, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Corners [4*M,2] -> the frames round each four, inside the image, float32 [M,4], and which of them to keep [M]."""
+        corners = np.asarray(corners, np.float32).reshape(-1, 4, 2) + 0.5
+        whole = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        boxes = whole.clip(0, np.array([self.size[1], self.size[0]] * 2, np.float32))
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        return boxes, (area >= MIN_AREA_PX) & (area >= self.min_visible * (whole[:, 2:] - whole[:, :2]).prod(axis=1))
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """Boxes [M,4] -> their corners [4*M,2] x,y as keypoints, which count from the middle of the first pixel."""
+    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2) - 0.5
 
 
 def _mask(mask: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:

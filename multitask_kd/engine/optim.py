@@ -41,14 +41,14 @@ class Ema:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         own, live = list(self.net.state_dict().values()), list(net.state_dict(keep_vars=True).values())
         pairs = list(zip(own, live, strict=True))
-        self._floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        self._own = [a for a, _ in pairs if a.is_floating_point()]
+        self._live = [b for a, b in pairs if a.is_floating_point()]
         self._others = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        own, live = zip(*self._floats, strict=True)
-        torch._foreach_lerp_(list(own), [p.detach() for p in live], weight)
+        torch._foreach_lerp_(self._own, self._live, weight)
         for a, b in self._others:
             a.copy_(b)

@@ -65,12 +65,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     since, waited, timed = time.perf_counter(), 0.0, 0
     skipped: list[str] = []
     announce(run, progress)
+    run.distiller.train()
+    learning = list(run.distiller.parameters())
     try:
         with stop:
             while step < c.steps and not stop.requested:
                 for group in optimizer.param_groups:
                     group["lr"] = o.lr * lr_factor(step, c.steps, o.warmup, o.final_lr)
-                run.distiller.train()
                 for _ in range(c.accumulate):
                     before = time.perf_counter()
                     batch, messages = next(batches)
@@ -87,7 +88,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                 logs, evaluates = step % c.log_every == 0, step == c.steps or step % (c.eval_every or c.steps) == 0
                 saves = evaluates or stop.requested or step % c.save_every == 0
                 scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(run.distiller.parameters(), c.clip or torch.inf, foreach=True)
+                norm = torch.nn.utils.clip_grad_norm_(learning, c.clip or torch.inf, foreach=True)
                 if device.type == "cpu" or logs or saves:  # elsewhere it would make every step wait for the device
                     meter.check_finite(step, None if scaler.is_enabled() else norm)
                 scaler.step(optimizer)
