@@ -40,15 +40,23 @@ def check(config: Config) -> None:
         LAYOUTS.check(section.pop("layout"), section, f"data.{key}")
     check_encoder(config.model.encoder)
     for name, section in config.tasks.items():
-        where = f"tasks.{name}"
-        kind = TASKS.get(name, where)
-        check_options(kind.Head, section.head, f"{where}.head")
-        check_options(kind.decode, section.decode, f"{where}.decode")
-        head = _value_errors(f"{where}.head", kind.Head, config.model.width, config.model.strides, 2, **section.head)
-        hard = f"{where}.hard"
-        _value_errors(hard, TASKS.build, name, section.hard, hard, ("a", "b"), head.strides)
-        if section.soft:
-            build_soft(name, section)
+        _check_task(name, section, config.model.width, config.model.strides)
+
+
+def _check_task(name: str, section: Any, width: int, strides: Sequence[int]) -> None:
+    """Every option of a task, by using it: the head on an image of nothing, its output decoded."""
+    where = f"tasks.{name}"
+    kind = TASKS.get(name, where)
+    check_options(kind.Head, section.head, f"{where}.head")
+    check_options(kind.decode, section.decode, f"{where}.decode")
+    head = _value_errors(f"{where}.head", kind.Head, width, strides, 2, **section.head)
+    task = _value_errors(f"{where}.hard", TASKS.build, name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
+    side = 2 * max(strides)
+    with torch.no_grad():
+        pred = head.eval()({s: torch.zeros(1, width, side // s, side // s) for s in strides})
+    _value_errors(f"{where}.decode", task.decode, pred, (side, side), **section.decode)
+    if section.soft:
+        build_soft(name, section)
 
 
 def _value_errors(where: str, make: Any, *args: Any, **kwargs: Any) -> Any:

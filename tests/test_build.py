@@ -72,6 +72,8 @@ DET_MSE = {"loss": "det_mse"}
         ({"tasks.seg.hard.smoothing": 0.1}, "tasks.seg.hard.smoothing: ", "did you mean 'label_smoothing'?"),
         ({"tasks.seg.hard.label_smoothing": 1}, "tasks.seg.hard: ", "label_smoothing: 1 is not in [0, 1)"),
         ({"tasks.seg.hard.resolution": "full"}, "tasks.seg.hard: ", "'full' is neither 'head' nor 'image'"),
+        ({"tasks.det.decode.max_detections": -1}, "tasks.det.decode: ", "max_detections: -1 is not at least 1"),
+        ({"tasks.det.decode.nms_iou": 1.5}, "tasks.det.decode: ", "nms_iou: 1.5 is not in [0, 1]"),
         ({"tasks.det.hard.box": -1}, "tasks.det.hard: ", "box: -1 is no weight"),
         ({"tasks.seg.head.depth": -1}, "tasks.seg.head: ", "depth: -1 is below 0"),
         ({"tasks.det.hard.box": "big"}, "tasks.det.hard.box: ", "needs a number, not 'big'"),

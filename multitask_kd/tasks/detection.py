@@ -112,8 +112,14 @@ class Detection(Task):
     ) -> list[Detections]:
         """Raw [B,N,4+1+C] -> one Detections an image, in pixels of the batch.
 
-        score = objectness * class probability; a cell may answer for several classes.
+        score = objectness * class probability; a cell may answer for several classes. Raises ValueError for options out of range.
         """
+        for name, share in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: {share} is not in [0, 1]")
+        for name, number in (("max_detections", max_detections), ("before_nms", before_nms)):
+            if number < 1:
+                raise ValueError(f"{name}: {number} is not at least 1")
         pred = pred.float()
         centres, scales = cells(size, self.strides, pred.device)
         boxes = decode_boxes(pred, centres, scales)
