@@ -112,7 +112,7 @@ class Detection(Task):
     ) -> list[Detections]:
         """Raw [B,N,4+1+C] -> one Detections an image, in pixels of the batch.
 
-        score = objectness * class probability; a cell may answer for several classes. Raises ValueError for options out of range.
+        score = objectness * class probability; a cell may answer for several classes.
         """
         for name, share in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
             if not 0 <= share <= 1:
