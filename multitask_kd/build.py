@@ -63,7 +63,7 @@ def _value_errors(where: str, make: Any, *args: Any, **kwargs: Any) -> Any:
     """Call ``make``; what it says of a value becomes a UserError that names the place."""
     try:
         return make(*args, **kwargs)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
@@ -121,7 +121,7 @@ def check_classes(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence
         extra = [c for c in theirs if c not in mine]
         raise UserError(
             f"{who}: the classes of '{task}' differ: "
-            + "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has besides {extra}" if extra else ""]))
+            + "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""]))
         )
 
 

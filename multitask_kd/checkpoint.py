@@ -7,6 +7,7 @@ student's weights alone; the average where there is one), ``labelled_images`` an
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from .atomic import replacing
 from .errors import UserError
 
 FORMAT = "multitask_kd/1"
+NEEDED = ("arch", "params", "model", "metrics", "step", "labelled_images", "unlabelled_images")
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
     """Write ``content`` so that a crash at any moment leaves the old file or the new one, never a part."""
-    with replacing(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+    try:
+        with replacing(path) as file:
+            torch.save({"format": FORMAT, **content}, file)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+        raise UserError(f"{path} cannot be written ({error}); free space there, then go on with --resume") from None
 
 
 def load(path: str | Path, where: str) -> dict[str, Any]:
@@ -35,23 +40,29 @@ def load(path: str | Path, where: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise many kinds
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the code in it
+            raise UserError(
+                f"{where}: {path} is no checkpoint: it holds pickled code, which is never run, or is no torch file"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{where}: {path} cannot be read as a checkpoint ({reason}); it is damaged, or holds pickled code, which is never run"
-        ) from None
+        raise UserError(f"{where}: {path} cannot be read as a checkpoint ({reason}); it is damaged or something else") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{where}: {path} is not a checkpoint written by tools/train.py")
+    if lacking := [key for key in NEEDED if key not in content]:
+        raise UserError(f"{where}: {path} has no '{lacking[0]}': it is damaged or of another version; train again")
     return content
 
 
 def load_weights(net: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Strict: every tensor must be there with its shape. Raises UserError naming the first that is not."""
+    """Strict: every tensor must be there with its shape and be finite. Raises UserError naming the first that is not."""
     own = net.state_dict()
     for name in sorted(set(own) | set(state)):
         if name not in own or name not in state:
             raise UserError(f"{where}: the tensor '{name}' is {'not in the network' if name in state else 'missing'}")
         if own[name].shape != state[name].shape:
             raise UserError(f"{where}: '{name}' is {list(state[name].shape)}, the network has {list(own[name].shape)}")
+        if not state[name].isfinite().all():
+            raise UserError(f"{where}: '{name}' holds values that are not finite; the network is of no use, train it again")
     net.load_state_dict(state)
 
 

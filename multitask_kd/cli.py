@@ -34,6 +34,14 @@ def run_tool(main: Callable[[argparse.Namespace], int], parser: argparse.Argumen
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be loaded
+            raise
+        print("error: out of memory; lower train.batch_size, data.input_size or data.workers", file=sys.stderr)
+        return 2
 
 
 def check_torchvision() -> None:

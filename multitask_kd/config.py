@@ -5,13 +5,14 @@ A text behind a field is its documentation (docs/config.md is made from it).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UserError, did_you_mean
 
@@ -20,6 +21,16 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
+
+def _path(text: str) -> str:
+    """With ``~`` and environment variables filled in. Raises ValueError for an empty text and for an unset variable."""
+    full = os.path.expanduser(os.path.expandvars(text))
+    if not full or "$" in full:
+        raise ValueError(f"'{text}' is no path" + (": a variable in it is not set" if "$" in full else ""))
+    return full
+
+
+PathText = Annotated[str, AfterValidator(_path)]
 
 S = TypeVar("S", bound="Section")
 
@@ -31,13 +42,13 @@ class Section(BaseModel):
 class Run(Section):
     """Where a run writes and what it runs on."""
 
-    dir: str = "runs/default"
+    dir: PathText = "runs/default"
     """Folder of the run: resolved config, checkpoints, TensorBoard, metrics.jsonl."""
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = 0
     """Seed of weights, sample order and augmentation."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N."""
-    threads: Annotated[int, Field(ge=1, strict=True)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
     """CPU threads of torch; null leaves the choice to torch."""
     channels_last: bool = True
     """Memory layout of images and convolutions; faster on CPU and on GPU with AMP."""
@@ -61,6 +72,12 @@ class Augment(Section):
     min_visible: Fraction = 0.2
     """A box whose visible share falls below this is dropped."""
 
+    @model_validator(mode="after")
+    def _scale_rises(self) -> Augment:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: {list(self.scale)} is [largest, smallest]; give [smallest, largest]")
+        return self
+
 
 class Data(Section):
     """Which images, and how they reach the network."""
@@ -71,7 +88,7 @@ class Data(Section):
     """Validation set, likewise."""
     input_size: tuple[Count, Count] = (96, 128)
     """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
-    labelled: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)] | None = None
+    labelled: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """How many training images keep their labels: a number of images, a fraction written with a point (1.0 is all), null is all."""
     labelled_seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Seed of the choice which images keep their labels."""
@@ -93,7 +110,7 @@ class Model(Section):
     """An encoder of segmentation-models-pytorch, or tu-<name> for one of timm."""
     weights: str | None = None
     """Starting weights of the encoder: null (random), imagenet (downloaded), or the path of a state dict."""
-    strides: tuple[Count, ...] = (4, 8, 16, 32)
+    strides: Annotated[tuple[Count, ...], Field(min_length=1)] = (4, 8, 16, 32)
     """Pyramid levels, finest first; powers of two."""
     width: Count = 48
     """Channels of the pyramid and the heads."""
@@ -147,7 +164,7 @@ class Teacher(Section):
 
     source: Literal["checkpoint"] = "checkpoint"
     """Where the teacher comes from; checkpoint: a file of ours."""
-    path: str
+    path: PathText
     """The checkpoint."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward; auto: bf16 where the hardware multiplies it natively, else none."""
@@ -220,6 +237,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        if not any(t.ratio for t in self.tasks.values()):
+            raise ValueError("tasks: every ratio is 0, so nothing would be learnt")
         distils = any(t.alpha > 0 for t in self.tasks.values())
         if distils and self.teacher is None:
             raise ValueError("an alpha is above 0 but there is no teacher: give teacher.path, or set every alpha to 0")
@@ -293,7 +312,7 @@ def read_yaml(path: Path, seen: list[Path]) -> dict[str, Any]:
         raise UserError(f"{path}: base files form a circle")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if raw is None:
         raw = {}
@@ -329,7 +348,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
         raise UserError(f"override '{text}': write it as key=value, e.g. train.steps=200")
     try:
         parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"override '{text}': the value is not valid YAML: {error}") from None
     node = raw
     *parents, last = key.strip().split(".")

@@ -63,7 +63,7 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
     for name, run in study.runs.items():
         seeds = run.seeds or study.seeds
         configs[name] = {}
-        slug = re.sub(r"[^\w.+-]+", "_", name).strip("_")
+        slug = re.sub(r"[^\w.+-]+", "_", name).strip("_.")
         if not slug:
             raise UserError(f"{path}: runs: '{name}' has no letter or digit to name its folder by; rename it")
         if slugs.setdefault(slug, name) != name:

@@ -6,6 +6,7 @@ import torch
 from multitask_kd import build, checkpoint
 from multitask_kd.data import scenes_cache
 from multitask_kd.data.base import LAYOUTS, Layout
+from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
 from multitask_kd.tasks.base import TASKS
 
@@ -195,7 +196,7 @@ def test_a_task_that_the_data_does_not_label(only_named, tmp_path):
     ("val", "said"),
     [
         ({"seg": ["b", "a"]}, "data.val: the classes of 'seg' are in another order: ['b', 'a'], expected ['a', 'b']"),
-        ({"seg": ["a", "c"]}, "data.val: the classes of 'seg' differ: lacks ['b']; has besides ['c']"),
+        ({"seg": ["a", "c"]}, "data.val: the classes of 'seg' differ: lacks ['b']; has ['c'] besides"),
         ({"det": ["x"]}, "data.val: the classes of 'det' differ: lacks ['y']"),
         ({"det": []}, "data.val has no classes for the task 'det'"),
         ({"count": 0}, "data.val: the data set has no images"),
@@ -237,7 +238,10 @@ def test_the_teacher_file_is_missing(no_data, fault, distilled, tmp_path):
 def test_the_teacher_file_is_damaged(no_data, fault, distilled, tmp_path, content):
     (tmp_path / "bad.pt").write_bytes(content)
     message = fault(taught(distilled, tmp_path / "bad.pt"))
-    assert message.startswith(f"teacher.path: {tmp_path / 'bad.pt'} cannot be read as a checkpoint")
+    assert message.startswith(f"teacher.path: {tmp_path / 'bad.pt'} ") and (
+        "cannot be read as" in message or "is no checkpoint" in message
+    )
+    assert "weights_only" not in message  # torch's advice
 
 
 def test_a_teacher_file_cut_short(no_data, fault, distilled, teacher_run, tmp_path):
@@ -280,7 +284,7 @@ def test_other_teacher_classes(fault, distilled, changed_teacher):
         arch["tasks"]["det"]["classes"][0] = "tram"
 
     message = fault(taught(distilled, changed_teacher(rename)))
-    assert "the classes of 'det' differ: lacks ['car']; has besides ['tram']" in message
+    assert "the classes of 'det' differ: lacks ['car']; has ['tram'] besides" in message
 
 
 def test_a_teacher_without_the_task(fault, distilled, changed_teacher):
@@ -358,3 +362,39 @@ def test_every_task_and_its_head_build_from_defaults():
         head = TASKS.get(name, "x").Head(8, (4, 8), 2)
         task = TASKS.build(name, {}, "x", ("a", "b"), head.strides)
         assert task.name == name and set(task.headline) and task.weights
+
+
+def test_a_run_does_not_write_over_what_it_needs(tiny, teacher_run, tmp_path, distilled):
+    path = teacher_run / "best.pt"
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="teacher.path: .* lies in run.dir"):
+        train(tiny(teacher_run, distilled), overwrite=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("run.dir", "", "is no path"),
+        ("run.dir", "$NOT_SET_ANYWHERE/x", "a variable in it is not set"),
+        ("model.strides", [], "at least 1 item"),
+        ("data.labelled", True, "data.labelled"),
+        ("data.augment.scale", [2, 1], "give [smallest, largest]"),
+    ],
+)
+def test_values_that_would_do_harm_quietly(tiny, tmp_path, key, value, said):
+    with pytest.raises(UserError) as caught:
+        tiny(tmp_path, {key: value})
+    assert said in str(caught.value) and key.split(".")[0] in str(caught.value)
+
+
+def test_paths_may_hold_a_home_and_variables(tiny, monkeypatch):
+    monkeypatch.setenv("RUNS", "/runs")
+    assert tiny("$RUNS/a").run.dir == "/runs/a" and "~" not in tiny("~/a").run.dir
+
+
+def test_a_checkpoint_of_numbers_that_are_none_is_refused(fault, distilled, teacher_run, tmp_path):
+    content = torch.load(teacher_run / "best.pt", weights_only=True)
+    next(iter(content["model"].values())).fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.pt")
+    assert "not finite" in fault(taught(distilled, tmp_path / "nan.pt"))

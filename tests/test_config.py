@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -367,3 +368,16 @@ def test_study_faults_name_the_place(write, tmp_path):
     assert "train.stps: unknown key; did you mean 'steps'?" in fault(study_config.load_study, path)
     path = write("s.yaml", study(runs={}))
     assert "runs" in fault(study_config.load_study, path)
+
+
+def test_the_files_that_the_readme_shows_are_sound(tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.setenv("MY_DATA", "/data")
+    (tmp_path / "configs").symlink_to(root / "configs")
+    blocks = re.findall(r"```yaml\n# (\S+\.yaml)\b(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert [name for name, _ in blocks] == ["mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml"]
+    for name, text in blocks:
+        (tmp_path / name).write_text("#" + text, encoding="utf-8")
+    for name, _ in blocks:
+        build.check(config.load(tmp_path / name))
+    assert config.load(tmp_path / "mine_distilled.yaml").teacher.path == "runs/mine/teacher/best.pt"

@@ -235,3 +235,19 @@ def test_a_signal_ends_the_demo_with_130(demo_study, tool, monkeypatch):
     monkeypatch.setattr(study, "run_study", interrupted)
     status, _, err = tool("demo", "--study", demo_study / "study.yaml")
     assert status == 130 and "stopped" in err and "Traceback" not in err
+
+
+def test_a_full_disk_and_too_little_memory_are_told_in_a_line(tool, monkeypatch, raw, tmp_path):
+    path = tmp_path / "cfg.yaml"
+    path.write_text(yaml.safe_dump(raw(tmp_path / "run")), encoding="utf-8")
+    for error, said in (
+        (OSError(28, "No space left on device", "/x/last.pt"), "error: /x/last.pt: No space left on device"),
+        (MemoryError(), "error: out of memory; lower train.batch_size"),
+    ):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr("multitask_kd.engine.train.train", fail)
+        status, _, err = tool("train", "--config", path)
+        assert status == 2 and said in err and "Traceback" not in err

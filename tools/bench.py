@@ -34,5 +34,10 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=30, help="steps of a block (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="blocks of each loop, one after the other (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. teacher.path=runs/demo/teacher/best.pt")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="e.g. teacher.path=runs/demo/teacher/best.pt: a config with a teacher needs one that is trained",
+    )
     sys.exit(run_tool(main, parser))

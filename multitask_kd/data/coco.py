@@ -66,6 +66,11 @@ class Coco(Layout):
         self.classes["det"] = det
         if segment:
             self.classes["seg"] = ("background", *det) if seg_classes is None else class_names(seg_classes, void, root)
+            if len(self.classes["seg"]) > IGNORE:
+                raise UserError(
+                    f"seg_classes: {len(self.classes['seg'])} do not fit in a mask of bytes; name at most {IGNORE}, or "
+                    "set segment: false"
+                )
         self.names: list[str] = [entry["file_name"] for entry in entries]
         self.sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.int32)
         self._require_files()
@@ -261,9 +266,14 @@ def _read_index(path: str) -> tuple[list[Entry], list[list[Entry]], list[Entry]]
                     f"annotations: annotation id {key} in '{path}' has {field} {entry[field]!r}, which is not in "
                     f"'{section}'; remove the annotation or add the entry"
                 )
-        if not (_numbers(entry["bbox"], 4) and _numbers([entry.get("area", 0)]) and entry.get("iscrowd", 0) in (0, 1)):
+        if not (
+            _numbers(entry["bbox"], 4)
+            and _numbers([area := entry.get("area", 0)])
+            and abs(area) < 1e12
+            and entry.get("iscrowd", 0) in (0, 1)
+        ):
             raise UserError(
-                f"annotations: annotation id {key} in '{path}': bbox must be [x, y, width, height], area a number, "
+                f"annotations: annotation id {key} in '{path}': bbox must be [x, y, width, height], area a finite number, "
                 "iscrowd 0 or 1; correct it"
             )
         of_image[entry["image_id"]].append(entry)

@@ -18,12 +18,14 @@ import torch
 from ..batch import Batch
 from ..build import Recipe, recipe
 from ..checkpoint import seed_everything
+from ..errors import UserError
 from ..precision import resolve_amp
 from .optim import Ema, make_optimizer
 from .study import machine
 from .train import train
 
 SETTLE = 10  # steps of every block that are not timed
+LEAST_STEPS = SETTLE + 5
 
 
 def bench(config: Any, *, steps: int = 30, rounds: int = 7) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def bench(config: Any, *, steps: int = 30, rounds: int = 7) -> dict[str, Any]:
     backward and optimizer. ``loader_over_student``: images a second of the
     loader alone over those that the student alone, without teacher, trains on.
     """
+    if steps < LEAST_STEPS:
+        raise UserError(f"--steps: {steps} leaves nothing to time after {SETTLE} steps to settle; give at least {LEAST_STEPS}")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     seed_everything(config.run.seed)

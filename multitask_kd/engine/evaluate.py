@@ -13,6 +13,7 @@ from torch import nn
 from .. import build
 from ..batch import Batch
 from ..checkpoint import load
+from ..errors import UserError
 from ..tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ def evaluate(
                 for name, task in tasks.items():
                     task.score(metrics[name], prediction[name], truth)
             images += len(batch.truths)
+    if not images:
+        raise UserError("data.val: none of its images could be read")
     return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
 
 
@@ -96,7 +99,12 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
     arch = content["arch"]
     found = build.layout(config.data.val, "data.val")
     classes = {name: task["classes"] for name, task in arch["tasks"].items()}
-    build.check_classes(found.classes, classes, [t for t in classes if t in found.classes], f"{where}: {path}")
+    shared = [t for t in classes if t in found.classes]
+    if not shared:
+        raise UserError(
+            f"{where}: {path} is trained for {', '.join(classes)}, and data.val has labels for {', '.join(found.classes)}"
+        )
+    build.check_classes(found.classes, classes, shared, f"{where}: {path}")
     net = build.from_checkpoint(content, where).to(on)
     if config.run.channels_last:
         net = net.to(memory_format=torch.channels_last)

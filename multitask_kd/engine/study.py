@@ -24,7 +24,7 @@ from ..report.tables import mean_and_spread, spread_text, table
 from ..study_config import Study, load_study
 from .log import clock
 from .pictures import Speaker, compare
-from .train import train
+from .train import differences, train
 
 FIGURES = {"mIoU": ("seg", "mIoU"), "mAP": ("det", "mAP"), "mAP50": ("det", "mAP50")}
 
@@ -79,7 +79,7 @@ def is_done(config: Config) -> bool:
 
 def _is_written(folder: Path, config: Config) -> bool:
     written = folder / "config.yaml"
-    return written.is_file() and written.read_text(encoding="utf-8") == dump(config)
+    return written.is_file() and not differences(written.read_text(encoding="utf-8"), dump(config))
 
 
 def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:

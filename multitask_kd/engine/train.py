@@ -37,6 +37,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     """
     folder = Path(config.run.dir)
     check_folder(folder, dump(config), resume=resume, overwrite=overwrite)
+    for key, needed in (("teacher.path", config.teacher and config.teacher.path), ("model.weights", config.model.weights)):
+        if needed and Path(needed).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     checkpoint.seed_everything(config.run.seed)
@@ -65,6 +68,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     since, waited, timed = time.perf_counter(), 0.0, 0
     skipped: list[str] = []
     announce(run, progress)
+    if step:
+        progress.say(f"resumed at step {step}")
+    else:
+        journal.text("config", f"```\n{dump(config)}```")
     run.distiller.train()
     learning = list(run.distiller.parameters())
     try:
@@ -85,7 +92,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                     scaler.scale(total / c.accumulate).backward()
                     meter.add(losses)
                 step, timed = step + 1, timed + 1
-                logs, evaluates = step % c.log_every == 0, step == c.steps or step % (c.eval_every or c.steps) == 0
+                last = step == c.steps
+                logs, evaluates = last or step % c.log_every == 0, last or step % (c.eval_every or c.steps) == 0
                 saves = evaluates or stop.requested or step % c.save_every == 0
                 scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(learning, c.clip or torch.inf, foreach=True)
@@ -118,7 +126,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                     since, waited, timed = time.perf_counter(), 0.0, 0
             if stop.requested and step < c.steps:
                 state.save(step)
-                progress.say(f"stopped at step {step}; go on with --resume")
+                progress.say(f"stopped at step {step}; go on with --config {folder / 'config.yaml'} --resume")
                 return None
     finally:
         progress.close()
@@ -135,7 +143,8 @@ def announce(run: Recipe, progress: Progress) -> None:
     """One line that says what learns from what."""
     labels = sum(len(p.indices) for p in run.pools if p.labelled)
     rest = sum(len(p.indices) for p in run.pools if not p.labelled)
-    line = f"student {count_parameters(run.student) / 1e6:.2f} M parameters on {run.device}; {labels} labelled images"
+    who = "student" if run.teacher else "network"
+    line = f"{who} {count_parameters(run.student) / 1e6:.2f} M parameters on {run.device}; {labels} labelled images"
     if rest:
         line += f" and {rest} unlabelled"
     if run.teacher:
@@ -178,7 +187,7 @@ def report_skipped(messages: list[str]) -> None:
     for message in broken[:10]:
         log.warning("skipped: %s", message)
     if broken:
-        log.warning("%d images could not be read and were replaced, %d times", len(broken), len(messages))
+        log.warning("images that could not be read: %d; replaced %d times", len(broken), len(messages))
 
 
 def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> None:
@@ -187,8 +196,10 @@ def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) 
         if not (folder / "last.pt").is_file():
             raise UserError(f"run.dir: there is no {folder / 'last.pt'} to resume from; leave --resume out to start")
         written = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else resolved
-        if difference := _differences(written, resolved):
-            raise UserError(f"--resume: the config is not the run's: {difference}; resume with the same config")
+        if difference := differences(written, resolved):
+            raise UserError(
+                f"--resume: the config is not the run's: {difference}; resume with --config {folder / 'config.yaml'}, which is"
+            )
     elif not overwrite and any((folder / name).exists() for name in ("config.yaml", "last.pt", "best.pt")):
         raise UserError(
             f"run.dir: {folder} holds a run already; continue it with --resume, replace it with --overwrite, or change run.dir"
@@ -207,13 +218,14 @@ def clear_folder(folder: Path) -> None:
 FREE = ("run.dir", "run.threads", "run.device", "data.workers", "train.log_every", "train.save_every", "eval.pictures")
 
 
-def _differences(written: str, resolved: str) -> str:
+def differences(written: str, resolved: str) -> str:
     """The first keys in which two resolved configs differ; those in ``FREE``, which cannot change a result, may."""
     before, now = (_flat(yaml.safe_load(text) or {}) for text in (written, resolved))
     changed = [k for k in {**before, **now} if k not in FREE and before.get(k) != now.get(k)]
     if not changed and [k for k in before if k in now] != [k for k in now if k in before]:
         return "the order of its keys"  # parameters, and so the optimizer's state, are in the order of the tasks
-    return "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed[:3])
+    more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
+    return "; ".join([f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed[:3]] + more)
 
 
 def _flat(section: dict[str, Any], place: str = "") -> dict[str, Any]:

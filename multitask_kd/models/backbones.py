@@ -55,7 +55,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{where}: {path} is not a file of plain weights: {error}") from error
+        raise UserError(f"{where}: {path} is not a file of plain weights ({type(error).__name__}); save a state_dict()") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict) and "arch" in state:
         prefix = "backbone."
         state = {k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)}

@@ -53,6 +53,12 @@ class Detection(Task):
         for name, weight in self.weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"{name}: {weight} is no weight; give a number of at least 0")
+        if not any(self.weights.values()):
+            raise ValueError(
+                "box, objectness, classification: every weight is 0, so nothing would be learnt; set ratio to 0 instead"
+            )
+        if not 0 < radius < float("inf"):
+            raise ValueError(f"radius: {radius} is not a number of strides above 0")
         self.radius = radius
 
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
