@@ -35,7 +35,7 @@ def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndar
     """One picture for each of ``count`` validation images, spread over the set: uint8 [H,W,3] by name."""
     size, decode = run.config.data.input_size, decode_options(run.config)
     speakers = {"teacher": Speaker(run.teacher, run.teacher.tasks, size, decode)} if run.teacher else {}
-    speakers["student"] = Speaker(student, run.tasks, size, decode)
+    speakers["student" if run.teacher else "network"] = Speaker(student, run.tasks, size, decode)
     spread = np.linspace(0, len(run.val_layout) - 1, num=min(count, len(run.val_layout)), dtype=int)
     rows = compare(run.val_layout, spread, speakers, run.device)
     names = {name: task.classes for name, task in run.tasks.items()}
