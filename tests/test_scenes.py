@@ -294,3 +294,15 @@ def test_a_root_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="root: cannot keep scenes in .*file"):
         Scenes(split="train", count=1, root=str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room on disk")
+def test_a_full_disk_is_told_before_anything_is_drawn(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(scenes_cache, "draw_span", lambda *args: pytest.fail("drawn"))
+    with pytest.raises(UserError, match="root: cannot keep scenes in .*No space left"):
+        Scenes(split="val", count=2, root=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []

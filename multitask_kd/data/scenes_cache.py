@@ -135,10 +135,18 @@ def _generate(root: Path, stem: str, seed: int, split: str, size: tuple[int, int
     return target
 
 
+def _reserve(path: Path) -> None:
+    """Take a file's room on disk now: writing to a map of a file that the disk has no room for kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def _fill(work: Path, seed: int, split: str, size: tuple[int, int], count: int) -> None:
     """Generate all files of a set in ``work``, with as many processes as there are cores and work for them."""
     for file, shape in (("images.npy", (count, *size, 3)), ("masks.npy", (count, *size))):
         np.lib.format.open_memmap(work / file, mode="w+", dtype=np.uint8, shape=shape).flush()
+        _reserve(work / file)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, min(cores, count // SCENES_A_WORKER))
     bounds = [count * i // workers for i in range(workers + 1)]
