@@ -41,8 +41,7 @@ class Batch:
             images = images.float().div_(255)
         # images leave the loader as [B,H,W,C] in memory, which is channels_last: the other layout needs a copy
         images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        targets = {task: {k: v.to(device, non_blocking=True) for k, v in target.items()} for task, target in self.targets.items()}
-        return replace(self, images=images, targets=targets)
+        return replace(self, images=images, targets=_each(self.targets, lambda t: t.to(device, non_blocking=True)))
 
     def __getstate__(self) -> dict[str, Any]:
         """What leaves a loader process. Small tensors go in the message itself: each shared one costs a question and answer
@@ -54,8 +53,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """In page-locked memory. The loader's pinning thread leaves classes without this method as they are."""
-        targets = {task: {k: v.pin_memory() for k, v in target.items()} for task, target in self.targets.items()}
-        return replace(self, images=self.images.pin_memory(), targets=targets)
+        return replace(self, images=self.images.pin_memory(), targets=_each(self.targets, Tensor.pin_memory))
 
 
 SMALL = 2**14  # bytes

@@ -166,8 +166,7 @@ def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
 
 def teacher_file(config: Config) -> dict[str, Any] | None:
     """The teacher's checkpoint, or None where every alpha is 0: the file is then not even opened."""
-    distils = any(task.alpha > 0 for task in config.tasks.values())
-    return load_checkpoint(config.teacher.path, "teacher.path") if distils else None
+    return load_checkpoint(config.teacher.path, "teacher.path") if config.distils else None
 
 
 def teacher(config: Config, content: Mapping[str, Any], classes: Mapping[str, Sequence[str]], on: torch.device) -> Teacher:

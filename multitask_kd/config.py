@@ -19,6 +19,7 @@ from .errors import UserError, did_you_mean
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -88,16 +89,16 @@ class Data(Section):
     """Validation set, likewise."""
     input_size: tuple[Count, Count] = (96, 128)
     """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
-    labelled: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    labelled: Count | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """How many training images keep their labels: a number of images, a fraction written with a point (1.0 is all), null is all."""
-    labelled_seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    labelled_seed: Natural = 0
     """Seed of the choice which images keep their labels."""
     unlabelled: bool = True
     """Whether the images beyond `labelled` are used without labels (distillation only) or left out."""
     labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of every batch drawn from the labelled images, where there are unlabelled ones too."""
     augment: Augment = Augment()
-    workers: Annotated[int, Field(ge=0, strict=True)] = 2
+    workers: Natural = 2
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an image that cannot be read does: stop the run, or be replaced by the next one and be counted."""
@@ -181,7 +182,7 @@ class Optimizer(Section):
     """Decay of weights; normalisation and biases are not decayed."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD's Nesterov momentum, AdamW's beta1."""
-    warmup: Annotated[int, Field(ge=0, strict=True)] = 50
+    warmup: Natural = 50
     """Steps of linear warm-up."""
     final_lr: Fraction = 0.01
     """Learning rate at the end, as a fraction of the peak."""
@@ -205,7 +206,7 @@ class Train(Section):
     optimizer: Optimizer = Optimizer()
     log_every: Count = 20
     """Steps between lines of metrics.jsonl and TensorBoard scalars."""
-    eval_every: Annotated[int, Field(ge=1, strict=True)] | None = None
+    eval_every: Count | None = None
     """Steps between evaluations; null evaluates at the end only."""
     save_every: Count = 100
     """Steps between saves of last.pt, which --resume continues from."""
@@ -216,9 +217,9 @@ class Eval(Section):
 
     batch_size: Count = 32
     """Images a forward pass."""
-    images: Annotated[int, Field(ge=1, strict=True)] | None = None
+    images: Count | None = None
     """Evaluate only the first so many validation images while training; null is all."""
-    pictures: Annotated[int, Field(ge=0, strict=True)] = 4
+    pictures: Natural = 4
     """Validation images drawn in TensorBoard: truth, teacher, student."""
 
 
@@ -235,12 +236,16 @@ class Config(Section):
     train: Train = Train()
     eval: Eval = Eval()
 
+    @property
+    def distils(self) -> bool:
+        """Whether anything is learnt from the teacher."""
+        return any(task.alpha > 0 for task in self.tasks.values())
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if not any(t.ratio for t in self.tasks.values()):
             raise ValueError("tasks: every ratio is 0, so nothing would be learnt")
-        distils = any(t.alpha > 0 for t in self.tasks.values())
-        if distils and self.teacher is None:
+        if self.distils and self.teacher is None:
             raise ValueError("an alpha is above 0 but there is no teacher: give teacher.path, or set every alpha to 0")
         stride = max(self.model.strides)
         if any(n % stride for n in self.data.input_size):

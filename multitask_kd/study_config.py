@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from .config import Config, Section, load, read_yaml, validate
+from .config import Config, Natural, Section, load, read_yaml, validate
 from .errors import UserError, did_you_mean
 
 
@@ -19,7 +19,7 @@ class StudyRun(Section):
     """The run's YAML, relative to the study's file."""
     overrides: tuple[str, ...] = ()
     """key=value changes; {dir} stands for the study's folder."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     """Seeds of this network; null takes the study's. A teacher usually has one."""
     against: str | None = None
     """The run that this one is compared with, seed by seed: its control."""
@@ -32,11 +32,11 @@ class Study(Section):
     """Folder of the study, relative to where the command runs; the runs are in it."""
     title: str
     """Heading of the table."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     """Seeds of every network that does not name its own."""
     runs: Annotated[dict[str, StudyRun], Field(min_length=1)]
     """By name, in the order of training."""
-    pictures: Annotated[int, Field(ge=0, strict=True)] = 3
+    pictures: Natural = 3
     """Validation images in the picture that compares the networks."""
 
     @field_validator("dir")

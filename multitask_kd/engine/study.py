@@ -64,8 +64,7 @@ def forget_pupils(configs: Mapping[str, Mapping[int, Config]], *, overwrite: boo
     anew: set[Path] = set()
     for config in (config for runs in configs.values() for config in runs.values()):
         folder = Path(config.run.dir)
-        learns = config.teacher is not None and any(task.alpha > 0 for task in config.tasks.values())
-        if learns and Path(config.teacher.path).parent in anew:
+        if config.distils and Path(config.teacher.path).parent in anew:
             (folder / "config.yaml").unlink(missing_ok=True)
         if overwrite or not is_done(config):
             anew.add(folder)
