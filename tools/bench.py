@@ -31,8 +31,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--config", default=root / "configs/scenes_distilled.yaml", help="a run with a teacher (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=30, help="steps of a block (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="blocks of each loop, one after the other (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of a block (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="blocks of each loop, one after the other (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     parser.add_argument(
         "overrides",

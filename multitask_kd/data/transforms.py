@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import otherwise asks the network for a newer version
@@ -101,7 +102,8 @@ class TrainTransform:
         if sample.boxes is not None:
             boxes, classes = _boxes(sample, geometry)
             given["keypoints"] = _corners(boxes)
-        self.compose.set_random_seed(seed)
+        # One stream for all steps: with set_random_seed each step would draw the same numbers, and flip and colour go together.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         moved = self.compose(**given)
         if boxes is not None:
             boxes, kept = self._frames(moved["keypoints"])

@@ -25,19 +25,19 @@ from .study import machine
 from .train import train
 
 SETTLE = 10  # steps of every block that are not timed
-LEAST_STEPS = SETTLE + 5
 
 
-def bench(config: Any, *, steps: int = 30, rounds: int = 7) -> dict[str, Any]:
+def bench(config: Any, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]:
     """Time ``rounds`` times: ``steps`` steps of ``train``, then of the bare loop of the same modules on ready batches.
 
-    Returns medians in milliseconds and ratios. ``step_over_bare_loop``: the median over rounds, with all of them beside it
-    (many short rounds, because a machine's speed drifts from minute to minute); the bare loop is teacher, student, losses,
-    backward and optimizer. ``loader_over_student``: images a second of the
+    Returns milliseconds and ratios. ``step_over_bare_loop``: the mean step of the one over the mean step of the other, median
+    over rounds, with all of them beside it (many short rounds, because a machine's speed drifts from minute to minute); the
+    bare loop is teacher, student, losses, backward and optimizer. ``loader_over_student``: images a second of the
     loader alone over those that the student alone, without teacher, trains on.
+    Raises UserError for steps or rounds below 1.
     """
-    if steps < LEAST_STEPS:
-        raise UserError(f"--steps: {steps} leaves nothing to time after {SETTLE} steps to settle; give at least {LEAST_STEPS}")
+    if steps < 1 or rounds < 1:
+        raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     seed_everything(config.run.seed)
@@ -51,9 +51,9 @@ def bench(config: Any, *, steps: int = 30, rounds: int = 7) -> dict[str, Any]:
     ratios, full, least = [], [], []
     for _ in range(rounds):
         full.append(_train_step(config, steps))
-        least.append(_median_ms(bare.step, steps))
+        least.append(_mean_ms(bare.step, steps))
         ratios.append(full[-1] / least[-1])
-    alone = _median_ms(bare.student_step, steps)
+    alone = _mean_ms(bare.student_step, steps)
     rate = config.train.batch_size / alone * 1000
     return {
         "machine": machine(),
@@ -85,28 +85,30 @@ def _sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _median_ms(work: Callable[[], Any], times: int) -> float:
-    spent = []
-    for _ in range(times):
-        began = time.perf_counter()
+def _mean_ms(work: Callable[[], Any], times: int) -> float:
+    for _ in range(SETTLE):
         work()
-        spent.append(time.perf_counter() - began)
-    return 1000 * statistics.median(spent[min(SETTLE, times // 2) :])
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    return 1000 * (time.perf_counter() - began) / times
 
 
 def _train_step(config: Any, steps: int) -> float:
-    """Milliseconds a step of the real loop, from its own log, in a folder that is thrown away."""
+    """Mean milliseconds of ``steps`` steps of the real loop, from its own log, in a folder that is thrown away."""
+    settle = -(-SETTLE // steps) * steps  # the log's first lines
     with tempfile.TemporaryDirectory() as folder:
         changes = {
             "run": config.run.model_copy(update={"dir": f"{folder}/run"}),
-            "train": config.train.model_copy(update={"steps": steps + 1, "log_every": 5, "save_every": 10**6}),
+            # one step more, because the last one evaluates
+            "train": config.train.model_copy(update={"steps": settle + steps + 1, "log_every": steps, "save_every": 10**6}),
             "eval": config.eval.model_copy(update={"images": 1, "pictures": 0}),
         }
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train(config.model_copy(update=changes))
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
-    speeds = [line["speed/images_per_second"] for line in lines if line["kind"] == "train" and line["step"] > SETTLE]
-    return 1000 * config.train.batch_size * config.train.accumulate / statistics.median(speeds)
+    speed = next(line["speed/images_per_second"] for line in lines if line["kind"] == "train" and line["step"] == settle + steps)
+    return 1000 * config.train.batch_size * config.train.accumulate / speed
 
 
 def _loader_rate(run: Recipe, least_s: float = 5.0) -> float:
@@ -189,4 +191,4 @@ class _BareLoop:
             work()
             _sync(self.run.device)
 
-        return _median_ms(whole, times)
+        return _mean_ms(whole, times)
