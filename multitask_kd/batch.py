@@ -77,7 +77,9 @@ class View:
 
     preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C].
     taps: features by dotted module path.
+    shared: the encoder's maps that the neck, and so every task, reads.
     """
 
     preds: dict[str, Tensor]
     taps: dict[str, Tensor] = field(default_factory=dict)
+    shared: tuple[Tensor, ...] = ()

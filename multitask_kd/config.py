@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import UserError, did_you_mean
 
@@ -127,23 +137,138 @@ class Model(Section):
         return self
 
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Constant(Section):
+    """The same from beginning to end; a plain number means this."""
+
+    schedule: Literal["constant"]
+    value: Number
+    """The value."""
+
+    def extremes(self) -> tuple[float, ...]:
+        return (self.value,)
+
+
+class Ramp(Section):
+    """From start to end: linear in a straight line, cosine as half a wave (slow, fast, slow); flat before and after `over`."""
+
+    schedule: Literal["linear", "cosine"]
+    start: Number
+    """The value at the beginning."""
+    end: Number
+    """The value at the end."""
+    over: tuple[Fraction, Fraction] = (0.0, 1.0)
+    """The part of training, from 0 to 1, in which it changes."""
+
+    def extremes(self) -> tuple[float, ...]:
+        return (self.start, self.end)
+
+    @model_validator(mode="after")
+    def _over_rises(self) -> Ramp:
+        if self.over[0] >= self.over[1]:
+            raise ValueError(f"over: {list(self.over)} must rise")
+        return self
+
+
+class Staged(Section):
+    """One value after the other, e.g. a temperature of 10, then 5, then 1."""
+
+    schedule: Literal["staged"]
+    values: Annotated[tuple[Number, ...], Field(min_length=1)]
+    """The values."""
+    at: tuple[Fraction, ...] | None = None
+    """Where in training, from 0 to 1, each but the first begins; null makes equal parts."""
+
+    def extremes(self) -> tuple[float, ...]:
+        return self.values
+
+    @model_validator(mode="after")
+    def _at_fits(self) -> Staged:
+        if self.at is not None and (len(self.at) != len(self.values) - 1 or list(self.at) != sorted(set(self.at))):
+            raise ValueError(f"at: {list(self.at)} must rise and have one place for each value but the first")
+        return self
+
+
+class Warmup(Section):
+    """From 0 to a value in a straight line, then that value."""
+
+    schedule: Literal["warmup"]
+    value: Number
+    """The value after warm-up."""
+    until: Annotated[float, Field(gt=0, le=1)]
+    """The part of training, from 0 to 1, in which it rises."""
+
+    def extremes(self) -> tuple[float, ...]:
+        return (0.0, self.value)
+
+
+SCHEDULES: dict[str, type[Section]] = {
+    "constant": Constant,
+    "linear": Ramp,
+    "cosine": Ramp,
+    "staged": Staged,
+    "warmup": Warmup,
+}
+AnySchedule = Annotated[Constant | Ramp | Staged | Warmup, Field(discriminator="schedule")]
+
+
+def _number_or_schedule(value: Any) -> str:
+    return "schedule" if isinstance(value, (dict, Section)) else "number"
+
+
+def extremes(value: float | Section) -> tuple[float, ...]:
+    """The values between which a number or a schedule stays."""
+    return value.extremes() if isinstance(value, Section) else (value,)
+
+
+def _least_0(value: Any) -> Any:
+    if min(extremes(value)) < 0:
+        raise ValueError(f"{min(extremes(value))} is below 0")
+    return value
+
+
+def _above_0(value: Any) -> Any:
+    if max(extremes(_least_0(value))) == 0:
+        raise ValueError("0 from beginning to end: leave the part out instead")
+    return value
+
+
+def _in_0_1(value: Any) -> Any:
+    if max(extremes(_least_0(value))) > 1:
+        raise ValueError(f"{max(extremes(value))} is above 1")
+    return value
+
+
+Scheduled = Annotated[
+    Annotated[Number, Tag("number")] | Annotated[AnySchedule, Tag("schedule")], Discriminator(_number_or_schedule)
+]
+ScheduledWeight = Annotated[Scheduled, AfterValidator(_above_0)]
+ScheduledRatio = Annotated[Scheduled, AfterValidator(_least_0)]
+ScheduledFraction = Annotated[Scheduled, AfterValidator(_in_0_1)]
+
+
 class Soft(Section):
     """A soft loss: what the student learns from the teacher's predictions."""
 
     loss: str
     """A registered name; each is described below."""
-    weight: Positive = 1.0
+    weight: ScheduledWeight = 1.0
     """Factor of the loss inside soft_k."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the loss, e.g. temperature."""
+    """Options of the loss, e.g. temperature, which may be a schedule."""
+    through: Literal["student", "teacher"] = "student"
+    """Whose head makes the prediction that is compared with the teacher's: the student's own, or the teacher's frozen one on the
+    student's pyramid (CrossKD, Wang et al., 2024)."""
 
 
 class Task(Section):
     """One task: ratio * [(1 - alpha) * hard + alpha * soft]."""
 
-    ratio: NonNegative = 1.0
+    ratio: ScheduledRatio = 1.0
     """Weight of the task in the total."""
-    alpha: Fraction = 0.0
+    alpha: ScheduledFraction = 0.0
     """Share of the soft loss; 0 is plain supervised training."""
     soft: Soft | None = None
     head: dict[str, Any] = Field(default_factory=dict)
@@ -153,22 +278,70 @@ class Task(Section):
     decode: dict[str, Any] = Field(default_factory=dict)
     """Options of the post-processing, e.g. score_threshold."""
 
+    @property
+    def taught(self) -> bool:
+        """Whether the teacher's predictions count in it."""
+        return max(extremes(self.alpha)) > 0
+
     @model_validator(mode="after")
     def _soft_is_used(self) -> Task:
-        if self.alpha > 0 and self.soft is None:
-            raise ValueError(f"alpha is {self.alpha} but there is no soft loss: give soft.loss, or set alpha to 0")
+        if self.taught and self.soft is None:
+            raise ValueError("alpha is above 0 but there is no soft loss: give soft.loss, or set alpha to 0")
         return self
+
+
+class Term(Section):
+    """A loss between a module of the student and one of the teacher, added to the total with its weight."""
+
+    student: str
+    """Module of the student whose output is compared, by dotted path: neck.p3, heads.seg, backbone.model.layer3."""
+    teacher: str | None = None
+    """Module of the teacher; null is the same path."""
+    loss: str
+    """A registered name; each is described below."""
+    weight: ScheduledWeight = 1.0
+    """Weight of the term in the total."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the loss, e.g. tau, which may be a schedule."""
+    align: Literal["auto", "conv", "none"] = "auto"
+    """conv: a learnt 1x1 convolution from the student's channels to the teacher's; auto: that, except between outputs of heads,
+    whose channels are classes."""
+    norm: Literal["auto", "batch", "none"] = "auto"
+    """batch: both maps are normalised, each channel over the batch, without learnt weights; auto: for features where the loss is
+    defined so (cwd)."""
+    size: Literal["smaller", "student", "teacher"] = "smaller"
+    """Whose height and width both maps get where they differ."""
 
 
 class Teacher(Section):
     """The frozen network that teaches."""
 
-    source: Literal["checkpoint"] = "checkpoint"
-    """Where the teacher comes from; checkpoint: a file of ours."""
-    path: PathText
-    """The checkpoint."""
+    source: Literal["checkpoint", "ema", "self"] = "checkpoint"
+    """Where the teacher comes from; checkpoint: a file of ours; ema: the average of the student's own weights (train.ema);
+    self: the student itself, whose deeper taps teach shallower ones in `distill`."""
+    path: PathText | None = None
+    """The checkpoint, where that is the source."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward; auto: bf16 where the hardware multiplies it natively, else none."""
+    floor: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
+    """By task: the least main metric (mIoU, mAP, in percent) on `check_images` validation images; a worse teacher stops the run."""
+    check_images: Count = 32
+    """Validation images on which the check before a run measures the teacher."""
+
+    @model_validator(mode="after")
+    def _path_fits_source(self) -> Teacher:
+        if (self.path is None) == (self.source == "checkpoint"):
+            raise ValueError(f"path: the source '{self.source}' " + ("needs one" if self.path is None else "reads no file"))
+        return self
+
+
+class Balance(Section):
+    """What changes the weights of tasks and terms while training."""
+
+    method: str = "fixed"
+    """fixed keeps the weights as they are given; the others are described below."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the method."""
 
 
 class Optimizer(Section):
@@ -206,6 +379,10 @@ class Train(Section):
     optimizer: Optimizer = Optimizer()
     log_every: Count = 20
     """Steps between lines of metrics.jsonl and TensorBoard scalars."""
+    log_gradients: bool = False
+    """Whether each line has the gradient's norm of every task and term at the encoder's maps, and the cosine between every two."""
+    check: bool = True
+    """Whether a run that distils first proves on one batch that every part of it works, as tools/check.py does."""
     eval_every: Count | None = None
     """Steps between evaluations; null evaluates at the end only."""
     save_every: Count = 100
@@ -231,26 +408,54 @@ class Config(Section):
     model: Model = Model()
     tasks: dict[str, Task] = Field(default_factory=lambda: {"seg": Task(), "det": Task()}, min_length=1)
     """By task name (seg, det): both heads on one backbone."""
+    distill: dict[str, Term] = Field(default_factory=dict)
+    """By a name of your choice: terms between the inner features of student and teacher."""
+    balance: Balance = Balance()
     teacher: Teacher | None = None
-    """Needed where an alpha is above 0; never loaded otherwise."""
+    """Needed where an alpha is above 0 or `distill` has a term; never loaded otherwise."""
     train: Train = Train()
     eval: Eval = Eval()
 
     @property
     def distils(self) -> bool:
         """Whether anything is learnt from the teacher."""
-        return any(task.alpha > 0 for task in self.tasks.values())
+        return bool(self.distill) or any(task.taught for task in self.tasks.values())
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether the teacher is a file."""
+        return self.distils and self.teacher.source == "checkpoint"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        if not any(t.ratio for t in self.tasks.values()):
+        if not any(max(extremes(t.ratio)) for t in self.tasks.values()):
             raise ValueError("tasks: every ratio is 0, so nothing would be learnt")
         if self.distils and self.teacher is None:
-            raise ValueError("an alpha is above 0 but there is no teacher: give teacher.path, or set every alpha to 0")
+            what = "distill has terms" if self.distill else "an alpha is above 0"
+            raise ValueError(f"{what} but there is no teacher: give teacher.path, or set every alpha to 0 and leave distill out")
+        if bad := [name for name in self.distill if not re.fullmatch(r"\w+", name)]:
+            raise ValueError(f"distill.{bad[0]}: use letters, digits and _ in the name of a term")
+        if self.distils and self.teacher.source == "ema" and not self.train.ema:
+            raise ValueError("teacher.source: ema needs the average of weights; set train.ema above 0")
+        if self.distils and self.teacher.source == "self":
+            if taught := [name for name, task in self.tasks.items() if task.taught]:
+                raise ValueError(f"tasks.{taught[0]}.alpha: a student is not taught by its own predictions; set it to 0")
+            if own := [n for n, t in self.distill.items() if t.teacher in (None, t.student)]:
+                raise ValueError(f"distill.{own[0]}.teacher: with teacher.source self, name another module of the student")
+        if self.teacher is not None and self.teacher.floor:
+            self._floor_is_used(self.teacher)
         stride = max(self.model.strides)
         if any(n % stride for n in self.data.input_size):
             raise ValueError(f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}")
         return self
+
+    def _floor_is_used(self, teacher: Teacher) -> None:
+        if unknown := set(teacher.floor) - set(self.tasks):
+            raise ValueError(f"teacher.floor.{min(unknown)}: there is no such task; {did_you_mean(min(unknown), self.tasks)}")
+        if teacher.source != "checkpoint":
+            raise ValueError(f"teacher.floor: the source '{teacher.source}' has nothing to measure before training; leave it out")
+        if not self.train.check:
+            raise ValueError("teacher.floor: train.check is false, so it would not be looked at; set one of them otherwise")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -282,6 +487,17 @@ def validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
 def dump(config: Config) -> str:
     """The whole config as YAML, defaults included."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+_SCHEDULE = TypeAdapter(AnySchedule)
+
+
+def parse_schedule(raw: Any, where: str) -> Section:
+    """A schedule that stands among a component's options. Raises UserError."""
+    try:
+        return _SCHEDULE.validate_python(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{where}: {_explain(e, Section)}" for e in error.errors())) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -379,10 +595,15 @@ def _default(place: list[str]) -> Any:
 def _explain(error: dict[str, Any], root: type[Section]) -> str:
     """One pydantic fault in the words of the config."""
     place = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
+    kind = next((SCHEDULES[p] for p in place if p in SCHEDULES and "schedule" in place), None)
+    place = [p for p in place if p not in ("schedule", "number", *SCHEDULES)]  # pydantic's names of alternatives
     where = ".".join(place)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1], root)
+        known = list(kind.model_fields) if kind else _known_keys(place[:-1], root)
         return f"{where}: unknown key; {did_you_mean(place[-1], known)}"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = error["input"].get("schedule", "") if isinstance(error["input"], dict) else ""
+        return f"{where}.schedule: unknown schedule '{given}'; {did_you_mean(given, SCHEDULES)}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
     return f"{where}: {message}{given}" if where else message

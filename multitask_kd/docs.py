@@ -6,8 +6,9 @@ import inspect
 from typing import Any, get_args, get_origin
 
 from . import build  # noqa: F401  (fills the registries)
-from .config import Config, Section
+from .config import SCHEDULES, Config, Section
 from .data.base import LAYOUTS
+from .distill.balance import BALANCES
 from .losses.base import LOSSES
 from .registry import options_of
 from .study_config import Study
@@ -24,7 +25,12 @@ or option stops the run before any data is read. The resolved config, defaults i
 def config_page() -> str:
     """The whole page, Markdown."""
     parts = [HEAD, *_sections(Config, ""), "## Names and their options", ""]
-    for title, registry in (("`data.train.layout`, `data.val.layout`", LAYOUTS), ("`tasks.<name>.soft.loss`", LOSSES)):
+    registries = {
+        "`data.train.layout`, `data.val.layout`": LAYOUTS,
+        "`tasks.<name>.soft.loss`, `distill.<name>.loss`": LOSSES,
+        "`balance.method`": BALANCES,
+    }
+    for title, registry in registries.items():
         parts += [f"### {title}", ""]
         for name in registry.names():
             parts += _component(name, registry.get(name, ""))
@@ -33,8 +39,28 @@ def config_page() -> str:
         task = TASKS.get(name, "")
         for part, owner in (("hard", task), ("head", task.Head), ("decode", task.decode)):
             parts += _component(f"{name}.{part}", owner)
+    parts += _schedules()
     parts += ["## Studies", "", "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.", ""]
     return "\n".join([*parts, *_sections(Study, "")]).rstrip() + "\n"
+
+
+def _schedules() -> list[str]:
+    """What may stand where a number or a schedule is asked for."""
+    parts = ["## Schedules", "", "Where the tables say schedule, a number or one of these, e.g.", ""]
+    parts += ["`alpha: {schedule: linear, start: 0.2, end: 0.8}`; progress runs from 0 to 1 over `train.steps`.", ""]
+    for kind in dict.fromkeys(SCHEDULES.values()):
+        names = ", ".join(f"`{name}`" for name, section in SCHEDULES.items() if section is kind)
+        rows = [_row(key, field) for key, field in kind.model_fields.items() if key != "schedule"]
+        parts += [f"### {names}", "", inspect.cleandoc(kind.__doc__), "", *TABLE, *rows, ""]
+    return parts
+
+
+TABLE = ("| key | type | default | |", "|---|---|---|---|")
+
+
+def _row(key: str, field: Any) -> str:
+    text = " ".join((field.description or "").split())
+    return f"| `{key}` | {_type(field.annotation)} | {_default(field)} | {text} |"
 
 
 def _sections(section: type[Section], path: str) -> list[str]:
@@ -46,21 +72,23 @@ def _sections(section: type[Section], path: str) -> list[str]:
         if nested:
             inner.append((nested, f"{where}.<name>" if get_origin(field.annotation) is dict else where))
         if not nested or field.description:
-            rows.append(f"| `{key}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |")
+            rows.append(_row(key, field))
     title = f"## `{path}`" if path else f"## {section.__name__}"
     lines = [title, "", inspect.cleandoc(section.__doc__ or ""), ""]
     if rows:
-        lines += ["| key | type | default | |", "|---|---|---|---|", *rows, ""]
+        lines += [*TABLE, *rows, ""]
     return lines + [line for nested, where in inner for line in _sections(nested, where)]
 
 
 def _nested(annotation: Any) -> type[Section] | None:
     found = [annotation, *get_args(annotation)]
-    return next((a for a in found if isinstance(a, type) and issubclass(a, Section)), None)
+    return next((a for a in found if isinstance(a, type) and issubclass(a, Section) and a not in SCHEDULES.values()), None)
 
 
 def _type(annotation: Any) -> str:
     args = [a for a in get_args(annotation) if a is not Ellipsis]
+    if annotation in SCHEDULES.values():
+        return "schedule"
     origin = get_origin(annotation)
     if origin is None:
         return {"NoneType": "null", "str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(

@@ -82,7 +82,7 @@ DET_MSE = {"loss": "det_mse"}
         ({"tasks.det.decode.score_threshold": "low"}, "tasks.det.decode.score_threshold: ", "needs a number, not 'low'"),
         ({"tasks.seg.decode.score_threshold": 0.1}, "tasks.seg.decode.score_threshold: ", "no such option"),
         ({"tasks.seg.soft": {"loss": "kll"}}, "tasks.seg.soft.loss: ", "unknown soft loss 'kll'; did you mean 'kl'?"),
-        ({"tasks.seg.soft": DET_MSE}, "tasks.seg.soft.loss: ", "'det_mse' does not fit this task; known: kl"),
+        ({"tasks.seg.soft": DET_MSE}, "tasks.seg.soft.loss: ", "'det_mse' does not fit this task; known: cwd, feature_mse, kl, pkd"),
         (
             {"tasks.det.soft": DET_MSE | {"options": {"from": "raw"}}},
             "tasks.det.soft.options.from: ",
@@ -131,13 +131,13 @@ def test_a_sound_config_builds(tiny, tmp_path):
     run = build.recipe(tiny(tmp_path / "run"))
     assert run.teacher is None and list(run.tasks) == ["seg", "det"]
     assert run.distiller.loss_names() == ["seg.hard.ce", "det.hard.box", "det.hard.objectness", "det.hard.class"]
-    assert run.objective.weights["seg.hard.ce"] == 2.0
+    assert run.objective.weights_at(0.0)["seg.hard.ce"] == 2.0
     assert run.arch["tasks"]["det"]["head"] == {"strides": [8, 16], "depth": 1}
     assert not (tmp_path / "run").exists()
 
 
 def test_soft_losses_and_weights_of_a_distilled_run(tiny, tmp_path, distilled):
-    weights = build.recipe(tiny(tmp_path / "run", distilled)).objective.weights
+    weights = build.recipe(tiny(tmp_path / "run", distilled)).objective.weights_at(0.0)
     assert weights == {
         "seg.hard.ce": 2 * 0.5, "seg.soft.kl": 2 * 0.5,
         "det.hard.box": 0.75 * 5, "det.hard.objectness": 0.75, "det.hard.class": 0.75, "det.soft.det_mse": 0.25 * 3,

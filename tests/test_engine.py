@@ -116,7 +116,7 @@ def test_every_loss_is_logged_raw_weighted_and_as_a_share(distilled_run, read_li
     for line in lines:
         for kind in ("raw", "weighted", "share"):
             assert {k.partition("/")[2] for k in line if k.startswith(f"{kind}/")} == HARD | SOFT
-        for name, weight in run.objective.weights.items():
+        for name, weight in run.objective.weights_at(0.0).items():
             assert line[f"weighted/{name}"] == pytest.approx(weight * line[f"raw/{name}"])
             assert line[f"share/{name}"] == pytest.approx(100 * line[f"weighted/{name}"] / line["loss/total"])
         assert line["loss/total"] == pytest.approx(sum(v for k, v in line.items() if k.startswith("weighted/")))
@@ -152,20 +152,44 @@ def test_tensorboard_shows_the_same_numbers_and_pictures(distilled_run, read_lin
 
 
 def test_meter_by_hand():
-    meter = LossMeter({"a": 2.0, "b": 0.5})
-    meter.add({"a": torch.tensor(1.0), "b": torch.tensor(4.0)})
-    meter.add({"a": torch.tensor(2.0)})
+    meter = LossMeter()
+    one, four, two = torch.tensor(1.0), torch.tensor(4.0), torch.tensor(2.0)
+    meter.add({"a": one, "b": four}, {"a": 2 * one, "b": four / 2})
+    meter.add({"a": two}, {"a": 2 * two})
     # a: (1 + 2) / 2 = 1.5, times 2 = 3; b: 4, times .5 = 2 (it was there once); total 5
     assert meter.summary() == {
         "loss/total": 5.0, "raw/a": 1.5, "weighted/a": 3.0, "share/a": 60.0,
         "raw/b": 4.0, "weighted/b": 2.0, "share/b": 40.0,
     }  # fmt: skip
-    again = LossMeter(meter.weights)
+    again = LossMeter()
     again.restore(meter.state())
     assert again.summary() == meter.summary()
     meter.reset()
-    meter.add({"a": torch.tensor(0.0)})
+    meter.add({"a": torch.tensor(0.0)}, {"a": torch.tensor(0.0)})
     assert meter.summary()["share/a"] == 0.0
+
+
+def test_losses_follow_weights_that_change_and_what_a_balance_adds():
+    meter = LossMeter()
+    meter.add({"a": torch.tensor(3.0)}, {"a": torch.tensor(3.0), "balance": torch.tensor(-1.0)})
+    meter.add({"a": torch.tensor(1.0)}, {"a": torch.tensor(5.0), "balance": torch.tensor(1.0)})
+    # a: raw (3 + 1) / 2, weighted (3 + 5) / 2; the balance's own part has no raw value: (-1 + 1) / 2
+    assert meter.summary() == {
+        "loss/total": 4.0, "raw/a": 2.0, "weighted/a": 4.0, "share/a": 100.0, "weighted/balance": 0.0, "share/balance": 0.0,
+    }  # fmt: skip
+    state = meter.state()
+    again = LossMeter()
+    again.restore(state)
+    for each in (meter, again):
+        each.add({"a": torch.tensor(2.0)}, {"a": torch.tensor(1.0), "balance": torch.tensor(3.0)})
+    assert again.summary() == meter.summary() and meter.summary()["weighted/a"] == 3.0
+
+
+def test_a_loss_that_is_not_finite_is_named_by_what_stands_in_the_total():
+    meter = LossMeter()
+    meter.add({"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, {"a": torch.tensor(1.0), "b": torch.tensor(float("inf"))})
+    with pytest.raises(UserError, match=r"step 7: the loss b is not finite"):
+        meter.check_finite(7)
 
 
 def test_images_per_second_counts_the_images_since_the_clock_was_set(tiny, tmp_path, monkeypatch, read_lines):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from multitask_kd.batch import IGNORE, PAD, Batch, View
-from multitask_kd.distill.distiller import Distiller
+from multitask_kd.distill.distiller import Distiller, Soft
 from multitask_kd.distill.objective import Objective, task_weights
 from multitask_kd.distill.teacher import Teacher
 from multitask_kd.errors import UserError
@@ -20,6 +20,11 @@ def weights():
         **task_weights("seg", {"ce": 1.0}, ("kl", 2.0), ratio=4.0, alpha=0.25),
         **task_weights("det", {"box": 5.0, "objectness": 1.0, "class": 0.5}, ("det_mse", 3.0), ratio=0.5, alpha=0.4),
     }
+
+
+def at(progress, weights):
+    """The weights at a moment of training."""
+    return {name: weight(progress) for name, weight in weights.items()}
 
 
 def test_total_by_hand():
@@ -46,11 +51,30 @@ def test_total_by_hand():
 
 
 def test_task_without_a_teacher():
-    assert task_weights("seg", {"ce": 2.0}, None, ratio=3.0, alpha=0.0) == {"seg.hard.ce": 6.0}
+    assert at(0.5, task_weights("seg", {"ce": 2.0}, None, ratio=3.0, alpha=0.0)) == {"seg.hard.ce": 6.0}
 
 
 def test_alpha_one_leaves_the_soft_loss_alone():
-    assert task_weights("seg", {"ce": 2.0}, ("kl", 1.5), ratio=2.0, alpha=1.0) == {"seg.hard.ce": 0.0, "seg.soft.kl": 3.0}
+    weights = task_weights("seg", {"ce": 2.0}, ("kl", 1.5), ratio=2.0, alpha=1.0)
+    assert at(0.5, weights) == {"seg.hard.ce": 0.0, "seg.soft.kl": 3.0}
+
+
+def test_weights_that_change_with_progress():
+    halves = {"ratio": lambda p: 4 * p, "alpha": lambda p: p / 2}
+    weights = task_weights("seg", {"ce": 3.0, "dice": 1.0}, ("kl", lambda p: 10 - 5 * p), **halves)
+    assert at(0.0, weights) == {"seg.hard.ce": 0.0, "seg.hard.dice": 0.0, "seg.soft.kl": 0.0}
+    # ratio 2, alpha .25, factor 7.5: hard 2 * .75 * 3 and 2 * .75 * 1, soft 2 * .25 * 7.5
+    assert at(0.5, weights) == {"seg.hard.ce": 4.5, "seg.hard.dice": 1.5, "seg.soft.kl": 3.75}
+    # ratio 4, alpha .5, factor 5: 4 * .5 * 3, 4 * .5 * 1, 4 * .5 * 5
+    assert at(1.0, weights) == {"seg.hard.ce": 6.0, "seg.hard.dice": 2.0, "seg.soft.kl": 10.0}
+
+
+def test_total_follows_the_progress():
+    objective = Objective({"seg.hard.ce": 2.0, "distill.x": lambda p: 1 - p}, ["seg.hard.ce", "distill.x"])
+    losses = {"seg.hard.ce": torch.tensor(3.0), "distill.x": torch.tensor(8.0)}
+    # 2 * 3 + (1 - p) * 8
+    assert [objective(losses, p)[0].item() for p in (0.0, 0.25, 1.0)] == [14.0, 12.0, 6.0]
+    assert {k: v.item() for k, v in objective(losses, 0.25)[1].items()} == {"seg.hard.ce": 6.0, "distill.x": 6.0}
 
 
 def test_total_passes_the_gradient_on():
@@ -100,7 +124,7 @@ class Tiny(nn.Module):
 
 def distiller(soft=("seg", "det")):
     tasks = {"seg": Segmentation("abc", (8,)), "det": Detection(("x", "y", "z"), (8,))}
-    losses = {"seg": ("kl", KL(temperature=2.0)), "det": ("det_mse", DetMSE())}
+    losses = {"seg": Soft("kl", KL(temperature=2.0)), "det": Soft("det_mse", DetMSE())}
     return Distiller(Tiny(0), tasks, {k: losses[k] for k in soft}).eval()
 
 
@@ -170,10 +194,10 @@ def test_a_labelled_image_without_objects_and_ignored_pixels():
 
 
 def test_a_soft_loss_needs_a_teacher_and_a_task():
-    with pytest.raises(ValueError, match="task 'seg' has a soft loss, but the step has no teacher"):
+    with pytest.raises(ValueError, match="'seg' has a soft loss, but the step has no teacher"):
         distiller()(batch())
     with pytest.raises(ValueError, match="'depth', which is not a task"):
-        Distiller(Tiny(0), {"seg": Segmentation("abc", (8,))}, {"depth": ("kl", KL())})
+        Distiller(Tiny(0), {"seg": Segmentation("abc", (8,))}, {"depth": Soft("kl", KL())})
 
 
 def test_only_the_student_learns():

@@ -34,6 +34,7 @@ def test_a_figure_that_was_not_measured_leaves_a_gap():
         "params": 1,
         "steps": 1,
         "seconds": [1.0],
+        "step_ms": [12.6],
     }
     rows = [row | {"name": "a", "mIoU": [50.0, None]}, row | {"name": "b", "against": "a", "mIoU": [60.0, 70.0]}]
     found = studies.gains(rows)
@@ -44,7 +45,15 @@ def test_a_figure_that_was_not_measured_leaves_a_gap():
 
 def test_report_shows_mean_and_spread():
     rows = [
-        row | {"labelled_images": 4, "unlabelled_images": 8, "params": 1234, "steps": 2, "seconds": [60.0] * len(row["seeds"])}
+        row
+        | {
+            "labelled_images": 4,
+            "unlabelled_images": 8,
+            "params": 1234,
+            "steps": 2,
+            "seconds": [60.0] * len(row["seeds"]),
+            "step_ms": [12.6],
+        }
         for row in ROWS
     ]
     results = {"title": "A title", "machine": "a machine", "rows": rows, "gains": studies.gains(rows)}

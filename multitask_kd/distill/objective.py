@@ -1,39 +1,95 @@
-"""Objective: named losses -> total = sum_k ratio_k * [(1 - alpha_k) * hard_k + alpha_k * soft_k]."""
+"""Objective: named losses -> total = sum_k ratio_k * [(1 - alpha_k) * hard_k + alpha_k * soft_k] + sum_f weight_f * feature_f."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
+from .balance import Balance, gradients, group_of, grouped
+from .schedules import Schedule, constant
+
+Weight = float | Schedule
+
+
+def scheduled(weight: Weight) -> Schedule:
+    """A number as the schedule that never changes."""
+    return weight if callable(weight) else constant(float(weight))
 
 
 def task_weights(
-    task: str, hard: Mapping[str, float], soft: tuple[str, float] | None, *, ratio: float, alpha: float
-) -> dict[str, float]:
+    task: str, hard: Mapping[str, float], soft: tuple[str, Weight] | None, *, ratio: Weight, alpha: Weight
+) -> dict[str, Schedule]:
     """The weight in the total of each loss of one task; ``soft`` is the loss's name and its factor, None where alpha is 0."""
-    weights = {f"{task}.hard.{name}": ratio * (1 - alpha) * weight for name, weight in hard.items()}
+    ratio, alpha = scheduled(ratio), scheduled(alpha)
+    weights: dict[str, Schedule] = {
+        f"{task}.hard.{name}": lambda p, w=weight: ratio(p) * (1 - alpha(p)) * w for name, weight in hard.items()
+    }
     if soft is not None:
-        weights[f"{task}.soft.{soft[0]}"] = ratio * alpha * soft[1]
+        factor = scheduled(soft[1])
+        weights[f"{task}.soft.{soft[0]}"] = lambda p: ratio(p) * alpha(p) * factor(p)
     return weights
 
 
 class Objective:
-    """Weighs named losses.
+    """Weighs named losses: by their weights at the moment, then by the factors of a ``balance``, where there is one.
 
     Raises UserError at construction for a loss without a weight and for a weight without a loss.
     """
 
-    def __init__(self, weights: Mapping[str, float], losses: Iterable[str]):
+    def __init__(self, weights: Mapping[str, Weight], losses: Iterable[str], balance: Balance | None = None):
         losses = set(losses)
         for name in sorted(losses - set(weights)):
             raise UserError(f"the loss '{name}' has no weight; {did_you_mean(name, weights)}")
         for name in sorted(set(weights) - losses):
             raise UserError(f"the weight '{name}' belongs to no loss; {did_you_mean(name, losses)}")
-        self.weights = dict(weights)
+        self.weights = {name: scheduled(weight) for name, weight in weights.items()}
+        self.balance = balance
 
-    def __call__(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Unweighted scalars -> their weighted sum, and each weighted loss."""
-        weighted = {name: self.weights[name] * loss for name, loss in losses.items()}
+    def weights_at(self, progress: float) -> dict[str, float]:
+        """The weight of each loss at that progress of training in [0, 1], a balance left out."""
+        return {name: weight(progress) for name, weight in self.weights.items()}
+
+    def __call__(
+        self, losses: Mapping[str, Tensor], progress: float = 0.0, shared: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Unweighted scalars -> their weighted sum, and each weighted loss.
+
+        progress of training in [0, 1]; shared: the tensors at which a balance measures gradients.
+        """
+        weighted = {name: self.weights[name](progress) * loss for name, loss in losses.items()}
+        if self.balance is not None:
+            by_kind = self.balance.by_kind
+            factors = self.balance.factors(grouped(weighted, by_kind=by_kind), shared)
+            weighted = {name: factors[group_of(name, by_kind=by_kind)] * loss for name, loss in weighted.items()}
+            if (penalty := self.balance.penalty()) is not None:
+                weighted["balance"] = penalty
         return sum(weighted.values()), weighted
+
+
+def by_part(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of the weighted losses of each ``<task>.hard``, ``<task>.soft``, ``distill.<term>``; the balance's own left out."""
+    sums: dict[str, Tensor] = {}
+    for name, loss in weighted.items():
+        if name != "balance":
+            part = ".".join(name.split(".")[:2])
+            sums[part] = sums[part] + loss if part in sums else loss
+    return sums
+
+
+def gradient_report(weighted: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, float]:
+    """Of the hard losses of each task, each soft loss and each term: the norm of the gradient at ``shared``, its share of the sum
+    of the norms in percent, and the cosine between every two."""
+    sums = by_part(weighted)
+    vectors = gradients({g: s for g, s in sums.items() if s.requires_grad}, shared)
+    norms = {g: float(v.norm()) for g, v in vectors.items()}
+    total = sum(norms.values())
+    found = {f"gradient/norm/{g}": n for g, n in norms.items()}
+    found |= {f"gradient/share/{g}": 100 * n / total if total else 0.0 for g, n in norms.items()}
+    names = list(vectors)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            found[f"gradient/cosine/{a}~{b}"] = float(torch.cosine_similarity(vectors[a], vectors[b], dim=0))
+    return found

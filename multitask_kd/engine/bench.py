@@ -20,8 +20,8 @@ from ..build import Recipe, recipe
 from ..checkpoint import seed_everything
 from ..errors import UserError
 from ..precision import resolve_amp
+from .machine import machine
 from .optim import Ema, make_optimizer
-from .study import machine
 from .train import train
 
 SETTLE = 10  # steps of every block that are not timed
@@ -137,7 +137,7 @@ class _BareLoop:
     def _losses(self, batch: Batch, view: Any) -> torch.Tensor:
         with torch.autocast(self.run.device.type, self.amp, enabled=self.amp is not None):
             losses = self.run.distiller(batch, view)
-        return self.run.objective(losses)[0]
+        return self.run.objective(losses, 0.0, self.run.distiller.shared)[0]
 
     def _update(self, total: torch.Tensor) -> None:
         total.backward()

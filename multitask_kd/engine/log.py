@@ -70,34 +70,36 @@ def flatten(metrics: Mapping[str, Any], prefix: str) -> dict[str, float | None]:
 class LossMeter:
     """Means of the losses since the last line, without a transfer from the device at each step."""
 
-    def __init__(self, weights: Mapping[str, float]):
-        self.weights = dict(weights)
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] = {}
+        self._weighted: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            loss = loss.detach()
-            self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+    def add(self, losses: Mapping[str, Tensor], weighted: Mapping[str, Tensor]) -> None:
+        """losses: as the distiller gives them; weighted: as they stand in the total, by the same names and maybe more."""
+        for sums, values in ((self._raw, losses), (self._weighted, weighted)):
+            for name, loss in values.items():
+                sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
+        for name in weighted:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs for its next line to be the unbroken run's."""
-        return {"sums": self._sums, "counts": self._counts}
+        return {"raw": self._raw, "weighted": self._weighted, "counts": self._counts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        self._raw, self._weighted, self._counts = dict(state["raw"]), dict(state["weighted"]), dict(state["counts"])
 
     def check_finite(self, step: int, gradient_norm: Tensor | None = None) -> None:
         """Raise UserError naming the losses that became nan or infinite, or the gradient. Waits for the device.
 
         gradient_norm: None where a loss scaler deals with infinite gradients.
         """
-        names = list(self._sums)
-        finite = torch.stack([s.float() for s in self._sums.values()]).isfinite().tolist()
+        names = list(self._weighted)
+        finite = torch.stack([s.float() for s in self._weighted.values()]).isfinite().tolist()
         if bad := [name for name, ok in zip(names, finite, strict=True) if not ok]:
             raise UserError(
                 f"step {step}: the loss {', '.join(bad)} is not finite. The last checkpoint is from before it. Lower "
@@ -111,14 +113,14 @@ class LossMeter:
 
     def summary(self) -> dict[str, float]:
         """Of every loss: raw, weighted and its share of the total in percent; and the total."""
-        raw = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        weighted = {name: self.weights[name] * value for name, value in raw.items()}
-        total = sum(weighted.values())
+        mean = {name: float(sum_) / self._counts[name] for name, sum_ in self._weighted.items()}
+        total = sum(mean.values())
         out = {"loss/total": total}
-        for name in raw:
-            out[f"raw/{name}"] = raw[name]
-            out[f"weighted/{name}"] = weighted[name]
-            out[f"share/{name}"] = 100 * weighted[name] / total if total else 0.0
+        for name, value in mean.items():
+            if name in self._raw:
+                out[f"raw/{name}"] = float(self._raw[name]) / self._counts[name]
+            out[f"weighted/{name}"] = value
+            out[f"share/{name}"] = 100 * value / total if total else 0.0
         return out
 
 

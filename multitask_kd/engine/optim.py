@@ -34,11 +34,12 @@ class Ema:
     """An exponential moving average of a network's weights and buffers, in ``net``.
 
     The decay rises as (1 + n) / (10 + n) over the first updates, so that the random start is soon forgotten.
+    into: a copy of ``net`` that is there already (the teacher, where the average teaches).
     """
 
-    def __init__(self, net: nn.Module, decay: float):
+    def __init__(self, net: nn.Module, decay: float, into: nn.Module | None = None):
         self.decay, self.updates = decay, 0
-        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.net = copy.deepcopy(net).eval().requires_grad_(False) if into is None else into
         own, live = list(self.net.state_dict().values()), list(net.state_dict(keep_vars=True).values())
         pairs = list(zip(own, live, strict=True))
         self._own = [a for a, _ in pairs if a.is_floating_point()]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import resource
-import sys
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import build
 from ..atomic import write_text
@@ -23,6 +19,7 @@ from ..report.pictures import save_png, side_by_side
 from ..report.tables import mean_and_spread, spread_text, table
 from ..study_config import Study, load_study
 from .log import clock
+from .machine import machine, peak_memory_mb
 from .pictures import Speaker, compare
 from .train import differences, train
 
@@ -118,7 +115,15 @@ def describe(name: str, study: Study, configs: Mapping[int, Config], results: Ma
         "steps": config.train.steps,
         **figures,
         "seconds": [result["seconds"] for result in results.values()],
+        "step_ms": [step_ms(config) for config in configs.values()],
     }
+
+
+def step_ms(config: Config) -> float | None:
+    """Milliseconds of a training step, the median over the lines of the run's log; None where there are none."""
+    lines = (Path(config.run.dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    speeds = [line["speed/images_per_second"] for line in map(json.loads, lines) if line["kind"] == "train"]
+    return 1000 * config.train.batch_size * config.train.accumulate / statistics.median(speeds) if speeds else None
 
 
 def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,6 +160,7 @@ def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
             "parameters": f"{row['params'] / 1e6:.2f} M",
             "steps": row["steps"],
             **{key: spread_text(row[key]) for key in FIGURES if key in row},
+            "ms/step": round(mean_and_spread(row["step_ms"])[0]) if row["step_ms"][0] is not None else None,
             "time": clock(mean_and_spread(row["seconds"])[0]),
         }
         for row in results["rows"]
@@ -162,7 +168,7 @@ def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
     head = {k: k for k in ("network", "labels", "unlabelled", "parameters", "steps")}
     shown = {key: key for key in FIGURES if any(key in row for row in results["rows"])}
     parts = [f"{'## ' if markdown else ''}{results['title']}", results["machine"]]
-    parts.append(table(rows, {**head, **shown, "time": "time"}, markdown=markdown))
+    parts.append(table(rows, {**head, **shown, "ms/step": "ms/step", "time": "time"}, markdown=markdown))
     if results["gains"]:
         differences = [
             {"gain": f"{gain['name']} - {gain['against']}"} | {k: spread_text(gain[k]) for k in FIGURES if k in gain}
@@ -183,19 +189,6 @@ def write_summary(results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     summary["peak_memory_mb"] = peak_memory_mb()
     write_text(Path(results["dir"]) / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def peak_memory_mb() -> dict[str, int]:
-    """The most that this process, and the largest of its loader processes, had resident so far."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # what getrusage counts in
-    who = {"training": resource.RUSAGE_SELF, "largest loader process": resource.RUSAGE_CHILDREN}
-    return {name: resource.getrusage(number).ru_maxrss // unit for name, number in who.items()}
-
-
-def machine() -> str:
-    """One line on what the figures were measured with."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.machine()}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def picture(study: Study, configs: Mapping[str, Mapping[int, Config]]) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from .. import checkpoint
 from ..atomic import write_text
 from ..build import Recipe, decode_options, recipe
 from ..config import Config, dump
+from ..distill.objective import gradient_report
 from ..errors import UserError
 from ..models.multitask import count_parameters
 from ..precision import resolve_amp
 from ..report.tables import metrics_table
+from .check import LOOK, Proof, check_run, closing_line, require
 from .evaluate import evaluate, evaluate_checkpoint, headline, main_score
 from .log import LossMeter, Progress, RunLog, flatten
 from .optim import Ema, lr_factor, make_optimizer
@@ -28,38 +31,35 @@ from .pictures import draw
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
-    """Train as ``config`` says; returns the metrics of best.pt on all validation images, or None when a signal stopped the
-    run early.
+Judge = Callable[[int, dict[str, Any]], bool]  # step, metrics of its evaluation -> whether the run is to stop there
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, judge: Judge | None = None) -> dict[str, Any] | None:
+    """Train as ``config`` says; returns the metrics of best.pt on all validation images, or None when a signal or the
+    ``judge``, which sees every evaluation but the last, stopped the run early.
 
     Writes into ``run.dir``: config.yaml, best.pt, last.pt, metrics.jsonl, metrics.json, tensorboard/.
     Raises UserError for a bad config, bad data, a run folder in use, or a loss that is not finite.
     """
     folder = Path(config.run.dir)
     check_folder(folder, dump(config), resume=resume, overwrite=overwrite)
-    for key, needed in (("teacher.path", config.teacher and config.teacher.path), ("model.weights", config.model.weights)):
+    for key, needed in (("teacher.path", config.reads_teacher and config.teacher.path), ("model.weights", config.model.weights)):
         if needed and Path(needed).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them")
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    checkpoint.seed_everything(config.run.seed)
-    run = recipe(config)
+    run, optimizer = ready(config)
     if not resume:
         clear_folder(folder)  # after all that can be wrong with a config: a typo must not cost the run that is there
-    c, device, student = config.train, run.device, run.student
-    if config.run.channels_last:
-        run.distiller.to(memory_format=torch.channels_last)
-
-    o = c.optimizer
-    optimizer = make_optimizer(run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum)
+    c, o, device, student = config.train, config.train.optimizer, run.device, run.student
     amp = resolve_amp(c.amp, device, "train.amp")
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    ema = Ema(student, c.ema) if c.ema else None
-    meter = LossMeter(run.objective.weights)
+    taught_by_average = config.distils and config.teacher.source == "ema"
+    ema = Ema(student, c.ema, run.teacher.net if taught_by_average else None) if c.ema else None
+    meter = LossMeter()
     state = State(run, optimizer, scaler, ema, meter, folder)
     step = state.load() if resume else 0
     if step == 0:
         write_text(folder / "config.yaml", dump(config))
+    proof = check_run(run, optimizer) if config.distils and c.check and step == 0 else None
 
     journal = RunLog(folder, step)
     progress = Progress(c.steps, step, folder.name)
@@ -67,7 +67,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     batches = iter(run.train_batches(step))
     since, waited, timed = time.perf_counter(), 0.0, 0
     skipped: list[str] = []
+    pulls: dict[str, float] = {}  # how hard each loss pulls at the encoder's maps
     announce(run, progress)
+    if proof:
+        require(proof)
+        for line in (line for line in proof.lines if line.verdict == LOOK):
+            progress.say(f"look: {line.what}: {line.detail}")
+        progress.say(closing_line(proof, run))
     if step:
         progress.say(f"resumed at step {step}")
     else:
@@ -79,6 +85,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             while step < c.steps and not stop.requested:
                 for group in optimizer.param_groups:
                     group["lr"] = o.lr * lr_factor(step, c.steps, o.warmup, o.final_lr)
+                part = step / max(1, c.steps - 1)
+                run.distiller.at(part)
                 for _ in range(c.accumulate):
                     before = time.perf_counter()
                     batch, messages = next(batches)
@@ -88,9 +96,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                     view = run.teacher(batch.images) if run.teacher else None
                     with torch.autocast(device.type, amp, enabled=amp is not None):
                         losses = run.distiller(batch, view)
-                    total, _ = run.objective(losses)
+                    total, weighted = run.objective(losses, part, run.distiller.shared)
+                    if c.log_gradients and (step + 1) % c.log_every == 0:
+                        pulls = gradient_report(weighted, run.distiller.shared)
                     scaler.scale(total / c.accumulate).backward()
-                    meter.add(losses)
+                    meter.add(losses, weighted)
                 step, timed = step + 1, timed + 1
                 last = step == c.steps
                 logs, evaluates = last or step % c.log_every == 0, last or step % (c.eval_every or c.steps) == 0
@@ -114,12 +124,16 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
                         "speed/images_per_second": timed * c.accumulate * c.batch_size / elapsed,
                         "speed/data_wait_percent": 100 * waited / elapsed,
                         "data/skipped": len(skipped),
+                        **{f"schedule/{name}": value(part) for name, value in run.schedules.items()},
+                        **pulls,
                     }
                     journal.scalars("train", step, values)
                     progress.logged(step, values)
                     meter.reset()
                 if evaluates:
-                    state.keep_best(run_evaluation(run, state.result(), journal, progress, step), step)
+                    metrics = run_evaluation(run, state.result(), journal, progress, step)
+                    state.keep_best(metrics, step)
+                    stop.requested |= bool(judge and not last and judge(step, metrics))
                 if saves:
                     state.save(step)
                 if logs or evaluates:
@@ -137,6 +151,25 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
     print(metrics_table(metrics))
     print(f"result: {folder / 'best.pt'}    curves: tensorboard --logdir {folder}")
     return metrics
+
+
+def ready(config: Config) -> tuple[Recipe, torch.optim.Optimizer]:
+    """A run and its optimizer, as they are before the first step. Raises UserError."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    checkpoint.seed_everything(config.run.seed)
+    run = recipe(config)
+    if config.run.channels_last:
+        run.distiller.to(memory_format=torch.channels_last)
+    o = config.train.optimizer
+    return run, make_optimizer(run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum)
+
+
+def check(config: Config) -> tuple[Proof, str]:
+    """The proof of a run that is not begun, and its closing line. Raises UserError for what stops any run."""
+    run, optimizer = ready(config)
+    proof = check_run(run, optimizer)
+    return proof, closing_line(proof, run)
 
 
 def announce(run: Recipe, progress: Progress) -> None:
@@ -215,13 +248,18 @@ def clear_folder(folder: Path) -> None:
         rest.unlink()
 
 
-FREE = ("run.dir", "run.threads", "run.device", "data.workers", "train.log_every", "train.save_every", "eval.pictures")
+FREE = (
+    *("run.dir", "run.threads", "run.device", "data.workers", "train.log_every", "train.save_every", "train.log_gradients"),
+    *("train.check", "eval.pictures", "teacher.floor", "teacher.check_images"),
+)
 
 
 def differences(written: str, resolved: str) -> str:
     """The first keys in which two resolved configs differ; those in ``FREE``, which cannot change a result, may."""
     before, now = (_flat(yaml.safe_load(text) or {}) for text in (written, resolved))
-    changed = [k for k in {**before, **now} if k not in FREE and before.get(k) != now.get(k)]
+    new = {k: v for k, v in _flat(Config().model_dump(mode="json")).items() if k not in before}  # keys that came after the run
+    keys = [k for k in {**before, **now} if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
+    changed = [k for k in keys if before.get(k, new.get(k)) != now.get(k)]
     if not changed and [k for k in before if k in now] != [k for k in now if k in before]:
         return "the order of its keys"  # parameters, and so the optimizer's state, are in the order of the tasks
     more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
@@ -232,7 +270,7 @@ def _flat(section: dict[str, Any], place: str = "") -> dict[str, Any]:
     """{"train": {"optimizer": {"lr": 1}}} -> {"train.optimizer.lr": 1}."""
     flat: dict[str, Any] = {}
     for key, value in section.items():
-        flat |= _flat(value, f"{place}{key}.") if isinstance(value, dict) else {f"{place}{key}": value}
+        flat |= _flat(value, f"{place}{key}.") if isinstance(value, dict) and value else {f"{place}{key}": value}
     return flat
 
 

@@ -12,14 +12,26 @@ LOSSES = Registry("soft loss")
 
 
 class SoftLoss(nn.Module):
-    """What a student learns from a teacher's predictions. A subclass is one file here, under ``@LOSSES.register("name")``.
+    """What a student learns from a teacher's tensors. A subclass is one file here, under ``@LOSSES.register("name")``.
 
-    Keyword-only parameters of ``__init__`` are its options (``tasks.<name>.soft.options`` in YAML); a ValueError it raises is
-    told with its place in the config. The class docstring becomes its part of docs/config.md.
+    Keyword-only parameters of ``__init__`` are its options (``tasks.<name>.soft.options`` and ``distill.<name>.options`` in YAML);
+    a ValueError it raises is told with its place in the config. The class docstring becomes its part of docs/config.md.
     """
 
     tasks: tuple[str, ...] = ()  # for whose predictions it is written
+    maps: bool = False  # whether it compares feature maps [B,C,H,W] too
+    norm: bool = False  # whether feature maps are normalised, each channel over the batch, before it sees them
+    scheduled: tuple[str, ...] = ()  # options that a schedule may change while training; attributes of the same names
+
+    def prepare(self, channels: int) -> None:
+        """Make what the loss itself learns, for feature maps of so many channels. Most learn nothing."""
 
     def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Predictions of equal shape (``View.preds`` of the task), the task's part of ``Batch.targets`` -> scalar, float32."""
+        """Two predictions or maps of equal shape, and for predictions the task's part of ``Batch.targets`` -> scalar, float32."""
         raise NotImplementedError
+
+
+def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    """Raise ValueError where two tensors do not lie over one another."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"the student's {what} {list(student.shape)} and the teacher's {list(teacher.shape)} differ")

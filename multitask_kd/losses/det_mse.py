@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .base import LOSSES, SoftLoss
+from .base import LOSSES, SoftLoss, same_shape
 
 
 @LOSSES.register("det_mse")
@@ -21,6 +21,7 @@ class DetMSE(SoftLoss):
     """
 
     tasks = ("det",)
+    scheduled = ("temperature",)
 
     def __init__(self, *, temperature: float = 1.0, form: str = "raw", weighting: str = "none"):
         super().__init__()
@@ -36,11 +37,7 @@ class DetMSE(SoftLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
         """student, teacher: raw outputs of equal shape [B,N,4+1+C]. Raises ValueError on other shapes."""
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"student cells {tuple(student.shape)} and teacher cells {tuple(teacher.shape)} differ: "
-                "both need the same strides and classes"
-            )
+        same_shape(student, teacher, "cells")
         student, teacher = student.float(), teacher.float()
         error = (self._shown(student) - self._shown(teacher)).square().mean(-1)
         if self.weighting == "none":

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import IGNORE
-from .base import LOSSES, SoftLoss
+from .base import LOSSES, SoftLoss, same_shape
 
 
 @LOSSES.register("kl")
@@ -22,6 +22,7 @@ class KL(SoftLoss):
     """
 
     tasks = ("seg",)
+    scheduled = ("temperature",)
 
     def __init__(self, *, temperature: float = 1.0, reduction: str = "pixel", skip_ignored: bool = False):
         super().__init__()
@@ -35,8 +36,7 @@ class KL(SoftLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
         """student, teacher: logits of equal shape. Computed in float32. Raises ValueError on other shapes."""
-        if student.shape != teacher.shape:
-            raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+        same_shape(student, teacher, "logits")
         log_s = F.log_softmax(student.float() / self.temperature, dim=1)
         log_t = F.log_softmax(teacher.float() / self.temperature, dim=1)
         per_pixel = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)

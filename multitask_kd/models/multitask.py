@@ -38,8 +38,9 @@ class MultiTaskNet(nn.Module):
 
     def forward(self, images: Tensor) -> View:
         features = self.backbone((images - self.mean) / self.std)
-        levels = self.neck([features[i] for i in self._places])
-        return View({task: head(levels) for task, head in self.heads.items()})
+        shared = tuple(features[i] for i in self._places)
+        levels = self.neck(shared)
+        return View({task: head(levels) for task, head in self.heads.items()}, shared=shared)
 
 
 def count_parameters(module: nn.Module) -> int:

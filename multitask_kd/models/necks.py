@@ -22,7 +22,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int):
         super().__init__()
-        self.strides = tuple(strides)
+        self.strides, self.width = tuple(strides), width
         self.fpn = FeaturePyramidNetwork(list(channels), width, norm_layer=nn.BatchNorm2d)
         for stride in self.strides:
             self.add_module(level_name(stride), nn.Identity())

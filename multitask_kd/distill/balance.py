@@ -1,0 +1,180 @@
+"""Balancing: factors that change the weights of tasks and terms while training.
+
+A balance is a module, so that what it learns or remembers is in the optimizer and the checkpoint with the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import Registry
+
+BALANCES = Registry("balance")
+
+
+def group_of(loss: str, *, by_kind: bool = False) -> str:
+    """The group that a loss is balanced in: its task, or its term (``distill.<name>``); by_kind: ``hard``, or ``<task>.soft``."""
+    task, kind, *_ = loss.split(".")
+    if task == "distill":
+        return loss
+    return task if not by_kind else "hard" if kind == "hard" else f"{task}.soft"
+
+
+def grouped(weighted: Mapping[str, Tensor], *, by_kind: bool) -> dict[str, Tensor]:
+    """The sum of the weighted losses of each group."""
+    sums: dict[str, Tensor] = {}
+    for name, loss in weighted.items():
+        group = group_of(name, by_kind=by_kind)
+        sums[group] = sums[group] + loss if group in sums else loss
+    return sums
+
+
+class Balance(nn.Module):
+    """Weighted losses -> the same times a factor a group. A subclass is registered with ``@BALANCES.register("name")``.
+
+    groups: all that there are. Keyword-only parameters are its YAML options.
+    """
+
+    by_kind = False  # see ``group_of``
+    needs_gradients = False  # whether ``factors`` wants the shared tensors
+
+    def __init__(self, groups: Sequence[str]):
+        super().__init__()
+        self.groups = tuple(groups)
+
+    def factors(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor | float]:
+        """sums: the weighted loss of each group of this step; shared: what all tasks read (the encoder's maps)."""
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor | None:
+        """What the balance adds to the total itself."""
+        return None
+
+
+@BALANCES.register("uncertainty")
+class Uncertainty(Balance):
+    """total = sum_g exp(-s_g) * loss_g + s_g, the s_g learnt from 0 (Kendall et al., CVPR 2018, with s = log sigma^2, times 2)."""
+
+    def __init__(self, groups: Sequence[str]):
+        super().__init__(groups)
+        self.log_variance = nn.ParameterDict({_key(g): nn.Parameter(torch.zeros(())) for g in self.groups})
+
+    def factors(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor | float]:
+        return {g: torch.exp(-self.log_variance[_key(g)]) for g in sums}
+
+    def penalty(self) -> Tensor | None:
+        return torch.stack(list(self.log_variance.values())).sum()
+
+
+@BALANCES.register("dwa")
+class DWA(Balance):
+    """Dynamic weight average (Liu et al., CVPR 2019): factor_g = G * softmax over the G groups of r_g / temperature.
+
+    r_g = mean loss_g of the last window over that of the window before it: what falls slowly gets more weight.
+    every: steps of a window (the paper's epoch). Factors are 1 in the first two windows.
+    """
+
+    def __init__(self, groups: Sequence[str], *, temperature: float = 2.0, every: int = 50):
+        super().__init__(groups)
+        if not temperature > 0 or every < 1:
+            raise ValueError(f"temperature: {temperature} must be above 0, every: {every} at least 1")
+        self.temperature, self.every = temperature, every
+        for name in ("sums", "last", "before"):
+            self.register_buffer(name, torch.zeros(len(self.groups)))
+        self.register_buffer("counts", torch.zeros(len(self.groups)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def factors(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor | float]:
+        if self.steps and self.steps % self.every == 0:
+            self.before.copy_(self.last)
+            self.last.copy_(self.sums / self.counts.clamp(min=1))
+            self.sums.zero_()
+            self.counts.zero_()
+        self.steps += 1
+        for name, loss in sums.items():
+            place = self.groups.index(name)
+            self.sums[place] += loss.detach()
+            self.counts[place] += 1
+        if not (self.before > 0).all():
+            return dict.fromkeys(sums, 1.0)
+        factor = len(self.groups) * torch.softmax(self.last / self.before / self.temperature, dim=0)
+        return {name: factor[self.groups.index(name)] for name in sums}
+
+
+@BALANCES.register("gradient")
+class GradientNorm(Balance):
+    """Every soft loss and every term pulls at the encoder's maps with ``share`` times the strength of the hard losses together.
+
+    factor_g = share * |gradient of the hard losses| / |gradient of loss_g|, gradients at the maps that the encoder gives the neck,
+    measured in the first step and every ``every`` steps, then averaged exponentially with ``momentum``; the weights in the config
+    cancel out.
+    share: one number for all groups, or a mapping from group (``seg.soft``, ``distill.<term>``) to number; others stay as they are.
+    """
+
+    by_kind = True
+    needs_gradients = True
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        *,
+        share: float | dict[str, float] | None = None,
+        every: int = 20,
+        momentum: float = 0.8,
+    ):
+        super().__init__(groups)
+        balanced = [g for g in self.groups if g != "hard"]
+        if share is None or share == {}:
+            raise ValueError("share: give a number for all groups, or a mapping from group to number")
+        shares = dict(share) if isinstance(share, dict) else dict.fromkeys(balanced, share)
+        for name, value in shares.items():
+            if name not in balanced:
+                raise ValueError(f"share: there is no group '{name}'; known: {', '.join(balanced) or 'none'}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ValueError(f"share.{name}: {value!r} is not a number above 0")
+        if every < 1 or not 0 <= momentum < 1:
+            raise ValueError(f"every: {every} must be at least 1, momentum: {momentum} in [0, 1)")
+        if "hard" not in self.groups:
+            raise ValueError("there is no hard loss to measure the others against; use fixed weights")
+        self.shares, self.every, self.momentum = shares, every, momentum
+        self.register_buffer("factor", torch.zeros(len(self.groups)))  # 0: not measured yet
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def factors(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor | float]:
+        if torch.is_grad_enabled():
+            if self.steps % self.every == 0 and "hard" in sums:
+                self._measure(sums, shared)
+            self.steps += 1
+        return {g: self.factor[self.groups.index(g)] if g in self.shares and self._known(g) else 1.0 for g in sums}
+
+    def _known(self, group: str) -> bool:
+        return bool(self.factor[self.groups.index(group)] > 0)
+
+    def _measure(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> None:
+        norms = {g: vector.norm() for g, vector in gradients(sums, shared).items()}
+        for group, share in self.shares.items():
+            if group not in norms or not norms[group] > 0 or not math.isfinite(norms[group]):
+                continue
+            place = self.groups.index(group)
+            fresh = share * norms["hard"] / norms[group]
+            old = self.factor[place]
+            self.factor[place] = fresh if old == 0 else self.momentum * old + (1 - self.momentum) * fresh
+
+
+def gradients(sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The gradient of each group at the ``shared`` tensors, as one vector; zeros where it does not reach them."""
+    found = {}
+    for name, loss in sums.items():
+        parts = torch.autograd.grad(loss, list(shared), retain_graph=True, allow_unused=True)
+        flat = [(torch.zeros_like(s) if p is None else p).flatten().float() for p, s in zip(parts, shared, strict=True)]
+        found[name] = torch.cat(flat)
+    return found
+
+
+def _key(group: str) -> str:
+    return group.replace(".", "/")  # a ParameterDict takes no dots

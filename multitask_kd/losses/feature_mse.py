@@ -1,0 +1,22 @@
+"""Mean squared error between two feature maps (FitNets, Romero et al., 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .base import LOSSES, SoftLoss, same_shape
+
+
+@LOSSES.register("feature_mse")
+class FeatureMSE(SoftLoss):
+    """mean (s-t)^2 over images, channels and places."""
+
+    tasks = ("seg",)
+    maps = True
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
+        """student, teacher: [B,C,H,W]. Computed in float32. Raises ValueError on other shapes."""
+        same_shape(student, teacher, "map")
+        return (student.float() - teacher.float()).square().mean()
