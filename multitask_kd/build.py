@@ -1,4 +1,4 @@
-"""Config -> objects: the only file that knows every package."""
+"""Config -> objects: with build_distill.py the only file that knows every package."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ import torch
 from torch.utils.data import DataLoader
 
 from .batch import Batch
+from .build_distill import build_balance, build_distiller, build_objective, build_soft, compared_heads, soft_loss, teacher_taps
 from .checkpoint import load as load_checkpoint
 from .checkpoint import load_weights
-from .config import Config, Section, parse_schedule
+from .config import Config
 from .data import loader as data_loader
 from .data.base import LAYOUTS, Layout
 from .data.transforms import TrainTransform
-from .distill.balance import BALANCES, Balance, group_of
-from .distill.crosshead import CrossHead
-from .distill.distiller import Distiller, Soft
-from .distill.objective import Objective, task_weights
-from .distill.schedules import KINDS as SCHEDULES
+from .distill.distiller import Distiller
+from .distill.objective import Objective
 from .distill.schedules import Schedule
 from .distill.taps import Tapped
 from .distill.teacher import Teacher
-from .distill.term import Term, as_map
-from .errors import UserError, did_you_mean
-from .losses.base import LOSSES, SoftLoss
+from .errors import UserError, told
 from .models.backbones import build_encoder, check_encoder
 from .models.multitask import MultiTaskNet
-from .models.necks import level_name
 from .precision import resolve_amp
 from .registry import check_options
 from .tasks.base import TASKS, Task
@@ -51,7 +46,7 @@ def check(config: Config) -> None:
         _check_task(name, section, config.model.width, config.model.strides)
     for name, section in config.distill.items():
         soft_loss(section, f"distill.{name}")
-    _balance(config, [])
+    build_balance(config, [])
     if config.distill:
         _check_paths(config)
 
@@ -62,12 +57,12 @@ def _check_task(name: str, section: Any, width: int, strides: Sequence[int]) -> 
     kind = TASKS.get(name, where)
     check_options(kind.Head, section.head, f"{where}.head")
     check_options(kind.decode, section.decode, f"{where}.decode")
-    head = _value_errors(f"{where}.head", kind.Head, width, strides, 2, **section.head)
-    task = _value_errors(f"{where}.hard", TASKS.build, name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
+    head = told(f"{where}.head", kind.Head, width, strides, 2, **section.head)
+    task = told(f"{where}.hard", TASKS.build, name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
     side = 2 * max(strides)
     with torch.no_grad():
         pred = head.eval()({s: torch.zeros(1, width, side // s, side // s) for s in strides})
-    _value_errors(f"{where}.decode", task.decode, pred, (side, side), **section.decode)
+    told(f"{where}.decode", task.decode, pred, (side, side), **section.decode)
     if section.soft:
         build_soft(name, section)
 
@@ -80,58 +75,6 @@ def _check_paths(config: Config) -> None:
         Tapped(net, [section.student], f"distill.{name}.student")
         if config.teacher.source != "checkpoint":
             Tapped(net, [section.teacher or section.student], f"distill.{name}.teacher")
-
-
-def _value_errors(where: str, make: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call ``make``; what it says of a value becomes a UserError that names the place."""
-    try:
-        return make(*args, **kwargs)
-    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
-        raise UserError(f"{where}: {error}") from None
-
-
-Moving = dict[str, Schedule]  # option of a loss -> the schedule that changes it
-
-
-def build_soft(task: str, section: Any) -> tuple[SoftLoss, Moving]:
-    """The soft loss of a task, and which of its options are scheduled."""
-    where = f"tasks.{task}.soft"
-    kind = LOSSES.get(section.soft.loss, f"{where}.loss")
-    if task not in kind.tasks:
-        fitting = [n for n in LOSSES.names() if task in LOSSES.get(n, where).tasks]
-        raise UserError(f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}")
-    return soft_loss(section.soft, where)
-
-
-def soft_loss(section: Any, where: str) -> tuple[SoftLoss, Moving]:
-    """The loss that ``section`` names, with its options' first values, and the options that are scheduled."""
-    kind = LOSSES.get(section.loss, f"{where}.loss")
-    plain, moving = dict(section.options), {}
-    for key, value in section.options.items():
-        if not (isinstance(value, dict) and "schedule" in value):
-            continue
-        place = f"{where}.options.{key}"
-        if key not in kind.scheduled:
-            raise UserError(f"{place}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
-        parsed = parse_schedule(value, place)
-        for extreme in parsed.extremes():  # each has to be a value that the option may have
-            _value_errors(place, LOSSES.build, section.loss, {**_numbers(plain), key: extreme}, f"{where}.options")
-        moving[key] = schedule(parsed)
-        plain[key] = moving[key](0.0)
-    loss = _value_errors(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options")
-    return loss, moving
-
-
-def _numbers(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if not isinstance(v, dict)}
-
-
-def schedule(value: Any) -> Schedule:
-    """A number or a schedule's section -> a function of progress."""
-    if not isinstance(value, Section):
-        return SCHEDULES["constant"](float(value))
-    options = value.model_dump()
-    return SCHEDULES[options.pop("schedule")](**options)
 
 
 def device(name: str) -> torch.device:
@@ -216,7 +159,7 @@ def tasks(arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping
 
 def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
     """The network that a checkpoint holds, with its weights."""
-    net = _value_errors(where, network, content["arch"])
+    net = told(where, network, content["arch"])
     load_weights(net, content["model"], where)
     return net
 
@@ -224,10 +167,6 @@ def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
 def teacher_file(config: Config) -> dict[str, Any] | None:
     """The teacher's checkpoint, or None where nothing is learnt from one: the file is then not even opened."""
     return load_checkpoint(config.teacher.path, "teacher.path") if config.reads_teacher else None
-
-
-def teacher_taps(config: Config) -> list[str]:
-    return [section.teacher or section.student for section in config.distill.values()]
 
 
 def own_average(config: Config, student: MultiTaskNet, parts: Mapping[str, Task], on: torch.device) -> Teacher:
@@ -242,12 +181,12 @@ def teacher(config: Config, content: Mapping[str, Any], classes: Mapping[str, Se
     New sources of teachers belong here: whatever gives a View for images in [0,1].
     Raises UserError when its classes or cells are not the student's.
     """
-    taught = [name for name, task in config.tasks.items() if task.taught]
+    taught = [name for name, task in config.tasks.items() if task.taught or name in compared_heads(config)]
     where = "teacher.path"
     who = f"{where}: the teacher {config.teacher.path}"
     check_classes(classes, {k: t["classes"] for k, t in content["arch"]["tasks"].items()}, taught, who)
     net = from_checkpoint(content, where)
-    for name in taught:
+    for name in (name for name, task in config.tasks.items() if task.taught):
         own = TASKS.get(name, where).Head(8, config.model.strides, 2, **config.tasks[name].head).strides
         if tuple(net.heads[name].strides) != tuple(own):
             raise UserError(
@@ -345,141 +284,14 @@ def recipe(config: Config) -> Recipe:
     )
     net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
-    taught_by = None
-    if taught_from:
-        taught_by = teacher(config, taught_from, train_layout.classes, on)
-    elif config.distils and config.teacher.source == "ema":
-        taught_by = own_average(config, net, parts, on)
     if not config.distils and not all(pool.labelled for pool in pools):
         raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")
-    with torch.random.fork_rng(devices=[]):  # what terms learn must not change which random numbers the student's training sees
-        distiller, schedules = _distiller(config, net.to(on), parts, taught_by)
-    objective = _objective(config, distiller, schedules)
+    taught_by = None
+    with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training sees
+        if taught_from:
+            taught_by = teacher(config, taught_from, train_layout.classes, on)
+        elif config.distils and config.teacher.source == "ema":
+            taught_by = own_average(config, net, parts, on)
+        distiller, schedules = build_distiller(config, net.to(on), parts, taught_by)
+    objective = build_objective(config, distiller, schedules)
     return Recipe(config, on, plan, parts, distiller.to(on), objective, taught_by, train_layout, val_layout, pools, schedules)
-
-
-def _distiller(
-    config: Config, net: MultiTaskNet, parts: dict[str, Task], taught_by: Teacher | None
-) -> tuple[Distiller, dict[str, Schedule]]:
-    """All that learns, and the schedules of losses' options by their place in the config."""
-    moving: list[tuple[Any, str, Schedule]] = []
-    schedules: dict[str, Schedule] = {}
-
-    def note(loss: SoftLoss, options: Moving, where: str) -> SoftLoss:
-        for key, change in options.items():
-            moving.append((loss, key, change))
-            schedules[f"{where}.{key}"] = change
-        return loss
-
-    soft = {}
-    for name, section in config.tasks.items():
-        if section.taught:
-            loss = note(*build_soft(name, section), f"tasks.{name}.soft.options")
-            soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, taught_by))
-    terms = {}
-    shapes = _tap_shapes(config, net, taught_by)
-    for name, section in config.distill.items():
-        where = f"distill.{name}"
-        loss = note(*soft_loss(section, where), f"{where}.options")
-        terms[name] = _term(where, section, loss, shapes, config.data.input_size, list(config.tasks))
-    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and taught_by is None)
-    distiller.balance = _balance(config, distiller.loss_names())
-    for owner, attribute, change in moving:
-        distiller.move(owner, attribute, change)
-    return distiller, schedules
-
-
-def _cross_head(name: str, section: Any, net: MultiTaskNet, taught_by: Teacher) -> CrossHead | None:
-    if section.soft.through == "student":
-        return None
-    levels = {s: f"neck.{level_name(s)}" for s in taught_by.net.heads[name].strides}
-    return CrossHead(taught_by.net.heads[name], levels, net.neck.width, taught_by.net.neck.width)
-
-
-def _tap_shapes(config: Config, net: MultiTaskNet, taught_by: Teacher | None) -> dict[tuple[str, str], Any]:
-    """By (side, path), what every tap of ``distill`` puts out for one image, and how often it fires in one pass."""
-    if not config.distill:
-        return {}
-    image = torch.zeros(1, 3, *config.data.input_size, device=next(net.parameters()).device)
-    found: dict[tuple[str, str], Any] = {}
-    sides = {"student": (net, [t.student for t in config.distill.values()]), "teacher": (net, teacher_taps(config))}
-    if taught_by is not None:
-        sides["teacher"] = (taught_by.net, teacher_taps(config))
-    for side, (model, paths) in sides.items():
-        training = model.training
-        tapped = Tapped(model, paths)
-        with torch.no_grad(), tapped as taps:
-            model.eval()(image)
-        model.train(training)
-        found |= {(side, path): (taps.get(path), tapped.calls[path]) for path in paths}
-    return found
-
-
-def _term(
-    where: str, section: Any, loss: SoftLoss, shapes: Mapping[Any, Any], size: tuple[int, int], known_tasks: Sequence[str]
-) -> Term:
-    """A term of ``distill``. Raises UserError where its taps do not give what its loss compares."""
-    paths = {"student": section.student, "teacher": section.teacher or section.student}
-    for side, path in paths.items():
-        _, calls = shapes[side, path]
-        if not calls:
-            raise UserError(
-                f"{where}.{side}: the module '{path}' is never called, so nothing can be learnt there; tap one inside it"
-            )
-        if calls > 1:
-            raise UserError(f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it")
-    task = paths["student"].removeprefix("heads.")
-    head = task in known_tasks and all(path == f"heads.{task}" for path in paths.values())
-    if head and task in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
-        return Term(*paths.values(), loss, None, align=False, size=section.size, task=task)
-    if not loss.maps:
-        fits = f"heads.{' or heads.'.join(loss.tasks)}, without align, norm and size,"
-        raise UserError(f"{where}.loss: '{section.loss}' compares predictions; tap {fits} on both sides")
-    maps = [_value_errors(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], size) for side, path in paths.items()]
-    channels = tuple(m.shape[1] for m in maps)
-    align = section.align == "conv" or (section.align == "auto" and not head)
-    if not align and channels[0] != channels[1]:
-        raise UserError(
-            f"{where}.align: none, but the student has {channels[0]} channels there and the teacher {channels[1]}; use conv"
-        )
-    loss.prepare(channels[1])
-    norm = section.norm == "batch" or (section.norm == "auto" and loss.norm and not head)
-    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size)
-
-
-def _balance(config: Config, losses: Sequence[str]) -> Balance | None:
-    """The balance of the config for ``losses``; for none of them only its name and options are checked."""
-    method, options = config.balance.method, config.balance.options
-    if method == "fixed":
-        if options:
-            raise UserError(f"balance.options: the method 'fixed' has none (given: {', '.join(options)})")
-        return None
-    if method not in BALANCES.names():
-        raise UserError(f"balance.method: unknown method '{method}'; {did_you_mean(method, ['fixed', *BALANCES.names()])}")
-    kind = BALANCES.get(method, "balance.method")
-    check_options(kind, options, "balance.options")
-    if not losses:
-        losses = [f"{k}.{part}.x" for k, t in config.tasks.items() for part in (("hard", "soft") if t.taught else ("hard",))]
-        losses += [f"distill.{name}" for name in config.distill]
-    groups = list(dict.fromkeys(group_of(name, by_kind=kind.by_kind) for name in losses))
-    return _value_errors("balance.options", BALANCES.build, method, options, "balance.options", groups)
-
-
-def _objective(config: Config, distiller: Distiller, schedules: dict[str, Schedule]) -> Objective:
-    """The weights of the config; what of them is scheduled is noted in ``schedules``."""
-
-    def noted(value: Any, where: str) -> Schedule:
-        made = schedule(value)
-        if isinstance(value, Section):
-            schedules[where] = made
-        return made
-
-    weights: dict[str, Schedule] = {}
-    for name, t in config.tasks.items():
-        place = f"tasks.{name}"
-        soft = (t.soft.loss, noted(t.soft.weight, f"{place}.soft.weight")) if t.taught else None
-        ratio, alpha = noted(t.ratio, f"{place}.ratio"), noted(t.alpha, f"{place}.alpha")
-        weights |= task_weights(name, distiller.tasks[name].weights, soft, ratio=ratio, alpha=alpha)
-    for name, term in config.distill.items():
-        weights[f"distill.{name}"] = noted(term.weight, f"distill.{name}.weight")
-    return Objective(weights, distiller.loss_names(), distiller.balance)

@@ -458,13 +458,17 @@ class Config(Section):
             raise ValueError("teacher.floor: train.check is false, so it would not be looked at; set one of them otherwise")
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config. ``base: other.yaml`` (relative to the file) is read first and merged key by key.
+def load(path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[str | Path] = ()) -> Config:
+    """Read a YAML config, then the files ``over`` it, merged key by key in their order.
+
+    ``base: other.yaml`` in a file, or a list of files, relative to it: these are read before it.
 
     overrides: ``dotted.key=value`` with a YAML value.
     Raises UserError naming the file and key, with the nearest known key.
     """
     raw = read_yaml(Path(path), [])
+    for more in over:
+        raw = merge(raw, read_yaml(Path(more), []))
     for text in overrides:
         _override(raw, text)
     return parse(raw, str(path))
@@ -497,7 +501,7 @@ def parse_schedule(raw: Any, where: str) -> Section:
     try:
         return _SCHEDULE.validate_python(raw)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_explain(e, Section)}" for e in error.errors())) from None
+        raise UserError("\n".join(f"{where}.{_explain(e, Section)}" for e in error.errors())) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -542,25 +546,35 @@ def read_yaml(path: Path, seen: list[Path]) -> dict[str, Any]:
     base = raw.pop("base", None)
     if base is None:
         return raw
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base: the path of one YAML file is needed, not {base!r}")
-    return merge(read_yaml(path.parent / base, [*seen, path.resolve()]), raw)
+    bases = [base] if isinstance(base, str) else base
+    if not (isinstance(bases, list) and bases and all(isinstance(b, str) for b in bases)):
+        raise UserError(f"{path}: base: the path of a YAML file, or a list of paths, is needed, not {base!r}")
+    below: dict[str, Any] = {}
+    for name in bases:
+        below = merge(below, read_yaml(path.parent / name, [*seen, path.resolve()]))
+    return merge(below, raw)
 
 
-NAMES = ("layout", "loss")  # keys that say whose options stand beside them
+# Keys that say whose options stand beside them, and which keys do not go with them when they change.
+NAMES: dict[str, tuple[str, ...] | None] = {"layout": None, "schedule": None, "loss": ("options", "weight"), "method": ("options",)}
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, key by key. A section whose `layout` or `loss` changes is replaced whole."""
+    """``above`` over ``below``, key by key. Where a layout, schedule, loss or method changes, the other's options are left out."""
     merged = dict(below)
+    for name in NAMES:
+        if name in merged and name in above and merged[name] != above[name]:
+            _forget(merged, name)
     for key, value in above.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        if both and all(value.get(name, old.get(name)) == old.get(name) for name in NAMES):
-            merged[key] = merge(old, value)
-        else:
-            merged[key] = value
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _forget(section: dict[str, Any], name: str) -> None:
+    """Take out of ``section`` what belongs to the layout, schedule, loss or method that it had."""
+    for key in list(section) if NAMES[name] is None else NAMES[name]:
+        section.pop(key, None)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
@@ -580,7 +594,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"override '{text}': '{part}' is a value, not a section")
     if last in NAMES and node.get(last, parsed) != parsed:
-        node.clear()  # the options beside it are another's
+        _forget(node, last)
     node[last] = parsed
 
 
@@ -603,7 +617,7 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
         return f"{where}: unknown key; {did_you_mean(place[-1], known)}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = error["input"].get("schedule", "") if isinstance(error["input"], dict) else ""
-        return f"{where}.schedule: unknown schedule '{given}'; {did_you_mean(given, SCHEDULES)}"
+        return f"{where + '.' if where else ''}schedule: unknown schedule '{given}'; {did_you_mean(given, SCHEDULES)}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
     return f"{where}: {message}{given}" if where else message

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -31,3 +34,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return "none is available"
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     return f"known: {shown}"
+
+
+def told(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call ``make``; what it says of a value becomes a UserError that names the place."""
+    try:
+        return make(*args, **kwargs)
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        raise UserError(f"{where}: {error}") from None

@@ -17,6 +17,8 @@ class StudyRun(Section):
 
     config: str
     """The run's YAML, relative to the study's file."""
+    over: tuple[str, ...] = ()
+    """More YAML files, merged over it in their order: a method that several studies try."""
     overrides: tuple[str, ...] = ()
     """key=value changes; {dir} stands for the study's folder."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
@@ -71,5 +73,6 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
         for seed in seeds:
             folder = f"{study.dir}/{slug}" if len(seeds) == 1 else f"{study.dir}/{slug}/seed{seed}"
             given = [text.replace("{dir}", study.dir) for text in run.overrides]
-            configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"])
+            over = [path.parent / text for text in run.over]
+            configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"], over=over)
     return study, configs

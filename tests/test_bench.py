@@ -34,7 +34,8 @@ def figures(tmp_path_factory):
         "det": {"alpha": 0.5, "soft": {"loss": "det_mse"}},
     }
     teacher = {"path": str(root / "teacher/best.pt")}
-    return bench(config(root, "student", tasks=tasks, teacher=teacher), steps=20, rounds=1)
+    terms = {"logits": {"student": "heads.seg", "loss": "cwd"}, "p3": {"student": "neck.p3", "loss": "pkd"}}
+    return bench(config(root, "student", tasks=tasks, teacher=teacher, distill=terms), steps=20, rounds=1)
 
 
 def test_ratios_are_those_of_the_times_beside_them(figures):
@@ -47,7 +48,8 @@ def test_ratios_are_those_of_the_times_beside_them(figures):
 def test_every_part_is_timed(figures):
     parts = figures["parts_ms"]
     expected = {"teacher forward", "student forward", "seg.hard", "det.hard", "seg.soft.kl", "det.soft.det_mse"}
-    assert expected | {"optimizer", "average of weights"} == set(parts)
+    assert expected | {"distill.logits", "distill.p3", "optimizer", "average of weights"} == set(parts)
     assert all(spent > 0 for spent in parts.values())
+    assert -0.5 < figures["tapped_step_overhead"] < 0.5 and len(figures["tapped_step_overhead_rounds"]) == 1
     # what a step does cannot cost less than its largest part, by far
     assert figures["bare_loop_ms"] > 0.5 * parts["student forward"]

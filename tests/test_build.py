@@ -82,7 +82,7 @@ DET_MSE = {"loss": "det_mse"}
         ({"tasks.det.decode.score_threshold": "low"}, "tasks.det.decode.score_threshold: ", "needs a number, not 'low'"),
         ({"tasks.seg.decode.score_threshold": 0.1}, "tasks.seg.decode.score_threshold: ", "no such option"),
         ({"tasks.seg.soft": {"loss": "kll"}}, "tasks.seg.soft.loss: ", "unknown soft loss 'kll'; did you mean 'kl'?"),
-        ({"tasks.seg.soft": DET_MSE}, "tasks.seg.soft.loss: ", "'det_mse' does not fit this task; known: cwd, feature_mse, kl, pkd"),
+        ({"tasks.seg.soft": DET_MSE}, "tasks.seg.soft.loss: ", "'det_mse' does not fit this task; known: cwd, feature_mse"),
         (
             {"tasks.det.soft": DET_MSE | {"options": {"from": "raw"}}},
             "tasks.det.soft.options.from: ",

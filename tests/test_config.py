@@ -155,7 +155,18 @@ def test_base_missing_in_a_circle_or_no_path(write, tmp_path):
     write("b.yaml", {"base": "c.yaml"})
     assert "circle" in fault(config.load, write("c.yaml", {"base": "a.yaml"}))
     assert "circle" in fault(config.load, write("self.yaml", {"base": "self.yaml"}))
-    assert "base: the path of one YAML file is needed" in fault(config.load, write("a.yaml", {"base": ["x.yaml"]}))
+    for bad in ([], [3], {"a": "b.yaml"}):
+        assert "base: the path of a YAML file, or a list of paths, is needed" in fault(config.load, write("a.yaml", {"base": bad}))
+
+
+def test_several_bases_and_files_over_them_merge_in_order(write):
+    one = write("one.yaml", {"train": {"steps": 1, "batch_size": 1, "log_every": 1, "save_every": 1}})
+    write("two.yaml", {"train": {"steps": 2, "batch_size": 2, "log_every": 2}})
+    top = write("top.yaml", {"base": ["one.yaml", "two.yaml"], "train": {"log_every": 3}})
+    over = write("over.yaml", {"train": {"batch_size": 4}})
+    got = config.load(top, ["train.steps=5"], over=[over]).train
+    assert (got.steps, got.batch_size, got.log_every, got.save_every) == (5, 4, 3, 1)
+    assert config.load(one).train.batch_size == 1
 
 
 @pytest.mark.parametrize("text", ["a: [", "train:\n\tsteps: 3\n", "- 1\n", "word\n"])

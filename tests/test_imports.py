@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
 COMPONENTS = {"losses", "tasks", "models", "metrics", "data"} | LEAVES
-BUILT = COMPONENTS | {"atomic", "build", "distill", "checkpoint", "precision", "report"}
+BUILT = COMPONENTS | {"atomic", "build", "build_distill", "distill", "checkpoint", "precision", "report"}
 
 # a part of the package -> the parts it may import, besides itself
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
     "precision": {"errors"},
     "config": {"errors"},
     "study_config": {"config", "errors"},
+    "search_config": {"config", "errors"},
     "cli": {"errors"},
     "data": LEAVES | {"atomic"},
     "metrics": {"batch", "errors"},
@@ -29,12 +30,17 @@ ALLOWED = {
     "tasks": {"models", "metrics"} | LEAVES,
     "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,
     "report": {"atomic", "batch", "errors"},
-    "build": COMPONENTS | {"config", "distill", "checkpoint", "precision"},
+    "build_distill": COMPONENTS | {"config", "distill"},
+    "build": COMPONENTS | {"build_distill", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
-    "docs": COMPONENTS | {"config", "study_config", "build"},
+    "docs": COMPONENTS | {"distill", "config", "study_config", "build"},
 }
-# files that may import more than their part: the loop names the type it is given, a study reads its own kind of config
-MORE = {"engine/train.py": {"config"}, "engine/study.py": {"config", "study_config"}}
+# files that may import more than their part: the loop names the type it is given, study and search read their own kind of config
+MORE = {
+    "engine/train.py": {"config"},
+    "engine/study.py": {"config", "study_config"},
+    "engine/search.py": {"config", "search_config"},
+}
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

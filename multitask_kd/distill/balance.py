@@ -6,7 +6,7 @@ A balance is a module, so that what it learns or remembers is in the optimizer a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ class Balance(nn.Module):
         """sums: the weighted loss of each group of this step; shared: what all tasks read (the encoder's maps)."""
         raise NotImplementedError
 
-    def penalty(self) -> Tensor | None:
-        """What the balance adds to the total itself."""
+    def penalty(self, groups: Iterable[str]) -> Tensor | None:
+        """What the balance adds to the total itself, where these groups are in the step."""
         return None
 
 
@@ -66,8 +66,8 @@ class Uncertainty(Balance):
     def factors(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor | float]:
         return {g: torch.exp(-self.log_variance[_key(g)]) for g in sums}
 
-    def penalty(self) -> Tensor | None:
-        return torch.stack(list(self.log_variance.values())).sum()
+    def penalty(self, groups: Iterable[str]) -> Tensor | None:
+        return torch.stack([self.log_variance[_key(g)] for g in groups]).sum()
 
 
 @BALANCES.register("dwa")
@@ -75,7 +75,7 @@ class DWA(Balance):
     """Dynamic weight average (Liu et al., CVPR 2019): factor_g = G * softmax over the G groups of r_g / temperature.
 
     r_g = mean loss_g of the last window over that of the window before it: what falls slowly gets more weight.
-    every: steps of a window (the paper's epoch). Factors are 1 in the first two windows.
+    every: forward passes of a window (the paper's epoch). Factors are 1 in the first two windows.
     """
 
     def __init__(self, groups: Sequence[str], *, temperature: float = 2.0, every: int = 50):
@@ -111,8 +111,8 @@ class GradientNorm(Balance):
     """Every soft loss and every term pulls at the encoder's maps with ``share`` times the strength of the hard losses together.
 
     factor_g = share * |gradient of the hard losses| / |gradient of loss_g|, gradients at the maps that the encoder gives the neck,
-    measured in the first step and every ``every`` steps, then averaged exponentially with ``momentum``; the weights in the config
-    cancel out.
+    measured in the first forward pass and in every ``every``-th, then averaged exponentially with ``momentum``; the weights in the
+    config cancel out.
     share: one number for all groups, or a mapping from group (``seg.soft``, ``distill.<term>``) to number; others stay as they are.
     """
 
@@ -132,6 +132,8 @@ class GradientNorm(Balance):
         if share is None or share == {}:
             raise ValueError("share: give a number for all groups, or a mapping from group to number")
         shares = dict(share) if isinstance(share, dict) else dict.fromkeys(balanced, share)
+        if not balanced:
+            raise ValueError("there is no soft loss and no term to balance")
         for name, value in shares.items():
             if name not in balanced:
                 raise ValueError(f"share: there is no group '{name}'; known: {', '.join(balanced) or 'none'}")
@@ -157,6 +159,8 @@ class GradientNorm(Balance):
 
     def _measure(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> None:
         norms = {g: vector.norm() for g, vector in gradients(sums, shared).items()}
+        if not 0 < float(norms["hard"]) < math.inf:
+            return
         for group, share in self.shares.items():
             if group not in norms or not norms[group] > 0 or not math.isfinite(norms[group]):
                 continue

@@ -64,7 +64,7 @@ class Objective:
             by_kind = self.balance.by_kind
             factors = self.balance.factors(grouped(weighted, by_kind=by_kind), shared)
             weighted = {name: factors[group_of(name, by_kind=by_kind)] * loss for name, loss in weighted.items()}
-            if (penalty := self.balance.penalty()) is not None:
+            if (penalty := self.balance.penalty(factors)) is not None:
                 weighted["balance"] = penalty
         return sum(weighted.values()), weighted
 

@@ -9,7 +9,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from ..batch import Batch
 from ..build import Recipe, recipe
 from ..checkpoint import seed_everything
+from ..distill.taps import Tapped
 from ..errors import UserError
 from ..precision import resolve_amp
 from .machine import machine
@@ -69,6 +70,7 @@ def bench(config: Any, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]:
         "loader_images_per_second": loader,
         "student_images_per_second": rate,
         "loader_over_student": loader / rate,
+        **bare.tapping(steps, rounds),
         "parts_ms": bare.parts(),
     }
 
@@ -101,7 +103,9 @@ def _train_step(config: Any, steps: int) -> float:
         changes = {
             "run": config.run.model_copy(update={"dir": f"{folder}/run"}),
             # one step more, because the last one evaluates
-            "train": config.train.model_copy(update={"steps": settle + steps + 1, "log_every": steps, "save_every": 10**6}),
+            "train": config.train.model_copy(
+                update={"steps": settle + steps + 1, "log_every": steps, "save_every": 10**6, "check": False}
+            ),
             "eval": config.eval.model_copy(update={"images": 1, "pictures": 0}),
         }
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -150,6 +154,52 @@ class _BareLoop:
         view = self.run.teacher(batch.images) if self.run.teacher else None
         self._update(self._losses(batch, view))
 
+    def tapping(self, steps: int, rounds: int) -> dict[str, float]:
+        """``tapped_step_overhead``: what a step with the terms of ``distill`` takes beyond one without and the terms' own
+        arithmetic, as a share of the one without; the median over rounds. Nothing where there are no terms."""
+        if not self.run.distiller.terms:
+            return {}
+        found = []
+        for _ in range(rounds):
+            whole = _mean_ms(self.step, steps)
+            with self._without_terms():
+                least = _mean_ms(self.step, steps)
+            own = sum(ms for name, ms in self._terms(steps).items())
+            found.append((whole - least - own) / least)
+        return {"tapped_step_overhead": statistics.median(found), "tapped_step_overhead_rounds": found}
+
+    @contextlib.contextmanager
+    def _without_terms(self) -> Iterator[None]:
+        """The distiller and the teacher without terms and without their hooks."""
+        distiller, teacher = self.run.distiller, self.run.teacher
+        before = distiller.terms, distiller.tapped, teacher and teacher.tapped
+        distiller.terms = torch.nn.ModuleDict()
+        distiller.tapped = Tapped(distiller.student, [p for c in distiller.through.values() for p in c.levels.values()])
+        if teacher:
+            teacher.tapped = Tapped(teacher.net, [])
+        try:
+            yield
+        finally:
+            distiller.terms, distiller.tapped = before[:2]
+            if teacher:
+                teacher.tapped = before[2]
+
+    def _terms(self, times: int) -> dict[str, float]:
+        """Milliseconds of each term alone: forward and backward down to the student's tap."""
+        run, batch = self.run, next(self.batches)
+        view = run.teacher(batch.images) if run.teacher else None
+        run.distiller(batch, view)
+        taps = run.distiller.tapped.taps
+        taught = view.taps if view else taps
+        size = tuple(batch.images.shape[2:])
+        found = {}
+        for name, term in run.distiller.terms.items():
+            leaf = taps[term.student].detach().requires_grad_()
+            target = batch.targets.get(term.task) if term.task else None
+            work = lambda t=term, x=leaf, y=target: t(x, taught[t.teacher], size, y).backward()  # noqa: E731
+            found[f"distill.{name}"] = self._timed(work, times)
+        return found
+
     def student_step(self) -> None:
         """The hard losses alone."""
         run, batch = self.run, next(self.batches)
@@ -176,10 +226,11 @@ class _BareLoop:
         for name, task in run.tasks.items():
             hard = lambda n=name, t=task: sum(t.losses(leaves[n], batch.targets[n], size).values()).backward()  # noqa: E731
             found[f"{name}.hard"] = self._timed(hard, times)
-            if name in run.distiller.soft:
+            if name in run.distiller.soft and name not in run.distiller.through:
                 loss = run.distiller.soft[name]
                 soft = lambda n=name, f=loss: f(leaves[n], taught.preds[n], batch.targets[n]).backward()  # noqa: E731
                 found[f"{name}.soft.{run.distiller.soft_names[name]}"] = self._timed(soft, times)
+        found |= self._terms(times)
         self._losses(batch, taught if run.teacher else None).backward()
         found["optimizer"] = self._timed(self.optimizer.step, times)
         if run.config.train.ema:

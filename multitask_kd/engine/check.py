@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..batch import Batch, View
 from ..build import Recipe, decode_options
+from ..build_distill import compared_heads
 from ..distill.objective import by_part, gradient_report
 from ..distill.term import as_map, resized
 from ..errors import UserError
@@ -183,7 +184,7 @@ def _classes(run: Recipe) -> Iterator[Line]:
     """Teacher and student have the same classes, by name and in order, in every task that is taught."""
     if run.teacher is None:
         return
-    for name in [*run.distiller.soft, *dict.fromkeys(t.task for t in run.distiller.terms.values() if t.task)]:
+    for name in [name for name in run.tasks if name in run.distiller.soft or name in compared_heads(run.config)]:
         own, other = run.tasks[name].classes, run.teacher.tasks[name].classes
         verdict = PASS if own == other else FAIL
         yield Line(verdict, f"classes of {name}", f"{len(own)}, the same by name" if own == other else f"{own} against {other}")

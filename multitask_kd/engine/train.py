@@ -97,7 +97,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     with torch.autocast(device.type, amp, enabled=amp is not None):
                         losses = run.distiller(batch, view)
                     total, weighted = run.objective(losses, part, run.distiller.shared)
-                    if c.log_gradients and (step + 1) % c.log_every == 0:
+                    if c.log_gradients and ((step + 1) % c.log_every == 0 or step + 1 == c.steps):
                         pulls = gradient_report(weighted, run.distiller.shared)
                     scaler.scale(total / c.accumulate).backward()
                     meter.add(losses, weighted)

@@ -1,0 +1,239 @@
+"""Config -> what teaches: soft losses, terms between taps, balance, and the weights of them all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .config import Config, Section, parse_schedule
+from .distill.balance import BALANCES, Balance, group_of
+from .distill.crosshead import CrossHead
+from .distill.distiller import Distiller, Soft
+from .distill.objective import Objective, task_weights
+from .distill.schedules import KINDS as SCHEDULES
+from .distill.schedules import Schedule
+from .distill.taps import Tapped
+from .distill.teacher import Teacher
+from .distill.term import Term, as_map
+from .errors import UserError, did_you_mean, told
+from .losses.base import LOSSES, SoftLoss
+from .models.multitask import MultiTaskNet
+from .models.necks import level_name
+from .registry import check_options, options_of
+from .tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+Moving = dict[str, Schedule]  # option of a loss -> the schedule that changes it
+
+
+def build_soft(task: str, section: Any) -> tuple[SoftLoss, Moving]:
+    """The soft loss of a task, and which of its options are scheduled."""
+    where = f"tasks.{task}.soft"
+    kind = LOSSES.get(section.soft.loss, f"{where}.loss")
+    if task not in kind.tasks:
+        fitting = [n for n in LOSSES.names() if task in LOSSES.get(n, where).tasks]
+        raise UserError(f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}")
+    return soft_loss(section.soft, where)
+
+
+def soft_loss(section: Any, where: str) -> tuple[SoftLoss, Moving]:
+    """The loss that ``section`` names, with its options' first values, and the options that are scheduled."""
+    kind = LOSSES.get(section.loss, f"{where}.loss")
+    plain, moving = dict(section.options), {}
+    for key, value in section.options.items():
+        if not (isinstance(value, dict) and "schedule" in value):
+            continue
+        place = f"{where}.options.{key}"
+        check_options(kind, {key: None} if key not in options_of(kind) else {}, f"{where}.options")  # a typo first
+        if key not in kind.scheduled:
+            raise UserError(f"{place}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
+        parsed = parse_schedule(value, place)
+        for extreme in parsed.extremes():  # each has to be a value that the option may have
+            told(place, LOSSES.build, section.loss, {**_numbers(plain), key: extreme}, f"{where}.options")
+        moving[key] = schedule(parsed)
+        plain[key] = moving[key](0.0)
+    loss = told(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options")
+    return loss, moving
+
+
+def _numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if not isinstance(v, dict)}
+
+
+def schedule(value: Any) -> Schedule:
+    """A number or a schedule's section -> a function of progress."""
+    if not isinstance(value, Section):
+        return SCHEDULES["constant"](float(value))
+    options = value.model_dump()
+    return SCHEDULES[options.pop("schedule")](**options)
+
+
+def compared_heads(config: Config) -> set[str]:
+    """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same."""
+    found = set()
+    for term in config.distill.values():
+        task = term.student.removeprefix("heads.")
+        if f"heads.{task}" == term.student == (term.teacher or term.student) and task in config.tasks and term.align != "conv":
+            found.add(task)
+    return found
+
+
+def teacher_taps(config: Config) -> list[str]:
+    """Modules of the teacher whose outputs ``distill`` compares."""
+    return [section.teacher or section.student for section in config.distill.values()]
+
+
+def build_distiller(
+    config: Config, net: MultiTaskNet, parts: dict[str, Task], taught_by: Teacher | None
+) -> tuple[Distiller, dict[str, Schedule]]:
+    """All that learns, and the schedules of losses' options by their place in the config."""
+    moving: list[tuple[Any, str, Schedule]] = []
+    schedules: dict[str, Schedule] = {}
+
+    def note(loss: SoftLoss, options: Moving, where: str) -> SoftLoss:
+        for key, change in options.items():
+            moving.append((loss, key, change))
+            schedules[f"{where}.{key}"] = change
+        return loss
+
+    soft = {}
+    for name, section in config.tasks.items():
+        if section.taught:
+            loss = note(*build_soft(name, section), f"tasks.{name}.soft.options")
+            soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, taught_by))
+    terms = {}
+    shapes, overwritten = _tap_shapes(config, net, taught_by)
+    for name, section in config.distill.items():
+        where = f"distill.{name}"
+        loss = note(*soft_loss(section, where), f"{where}.options")
+        terms[name] = _term(where, section, loss, shapes, config.data.input_size, list(config.tasks))
+    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and taught_by is None)
+    distiller.tapped.copied |= overwritten["student"]
+    if taught_by is not None:
+        taught_by.tapped.copied |= overwritten["teacher"]
+    distiller.balance = build_balance(config, distiller.loss_names())
+    for owner, attribute, change in moving:
+        distiller.move(owner, attribute, change)
+    return distiller, schedules
+
+
+def _cross_head(name: str, section: Any, net: MultiTaskNet, taught_by: Teacher) -> CrossHead | None:
+    if section.soft.through == "student":
+        return None
+    levels = {s: f"neck.{level_name(s)}" for s in taught_by.net.heads[name].strides}
+    return CrossHead(taught_by.net.heads[name], levels, net.neck.width, taught_by.net.neck.width)
+
+
+def _tap_shapes(
+    config: Config, net: MultiTaskNet, taught_by: Teacher | None
+) -> tuple[dict[tuple[str, str], tuple[Any, int]], dict[str, set[str]]]:
+    """By (side, path), what every tap of ``distill`` puts out for one image, and how often it fires in one pass; and by side the
+    taps that a module after them writes over."""
+    image = torch.zeros(1, 3, *config.data.input_size, device=next(net.parameters()).device)
+    own, other = [t.student for t in config.distill.values()], teacher_taps(config)
+    if taught_by is None:  # its own deeper layers teach, through the same hooks
+        sides = {"student": (net, [*own, *other]), "teacher": (net, other)}
+    else:
+        sides = {"student": (net, own), "teacher": (taught_by.net, other)}
+    found: dict[tuple[str, str], tuple[Any, int]] = {}
+    overwritten: dict[str, set[str]] = {}
+    for side, (model, paths) in sides.items() if config.distill else ():
+        training, tapped = model.training, Tapped(model, paths)
+        with torch.no_grad(), tapped as taps:
+            model.eval()(image)
+        model.train(training)
+        overwritten[side] = set(tapped.overwritten())
+        for path in sorted(overwritten[side]):
+            log.info("distill: the %s's %s is written over by a module after it; it is copied before that", side, path)
+        found |= {(side, path): (taps.get(path), tapped.calls[path]) for path in paths}
+    return found, {"student": set(), "teacher": set()} | overwritten
+
+
+def _term(
+    where: str, section: Any, loss: SoftLoss, shapes: Mapping[Any, Any], size: tuple[int, int], known_tasks: Sequence[str]
+) -> Term:
+    """A term of ``distill``. Raises UserError where its taps do not give what its loss compares."""
+    paths = {"student": section.student, "teacher": section.teacher or section.student}
+    for side, path in paths.items():
+        _, calls = shapes[side, path]
+        if not calls:
+            raise UserError(
+                f"{where}.{side}: the module '{path}' is never called, so nothing can be learnt there; tap one inside it"
+            )
+        if calls > 1:
+            raise UserError(f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it")
+    task = paths["student"].removeprefix("heads.")
+    head = task in known_tasks and all(path == f"heads.{task}" for path in paths.values())
+    if head and task in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
+        return Term(*paths.values(), loss, None, align=False, size=section.size, task=task)
+    if not loss.maps:
+        fits = f"heads.{' or heads.'.join(loss.tasks)}, without align, norm and size,"
+        raise UserError(f"{where}.loss: '{section.loss}' compares predictions; tap {fits} on both sides")
+    for side, path in paths.items():
+        if path.removeprefix("heads.") in known_tasks and shapes[side, path][0].dim() == 3:
+            raise UserError(f"{where}.{side}: '{path}' puts out predictions of cells, no map; tap neck.* or inside the head")
+    maps = [told(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], size) for side, path in paths.items()]
+    channels = tuple(m.shape[1] for m in maps)
+    align = section.align == "conv" or (section.align == "auto" and not head)
+    if not align and channels[0] != channels[1]:
+        raise UserError(
+            f"{where}.align: none, but the student has {channels[0]} channels there and the teacher {channels[1]}; use conv"
+        )
+    loss.prepare(channels[1])
+    norm = section.norm == "batch" or (section.norm == "auto" and loss.norm and not head)
+    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size)
+
+
+def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
+    """The balance of the config for ``losses``; for none of them only its name and options are checked."""
+    method, options = config.balance.method, config.balance.options
+    if method == "fixed":
+        if options:
+            raise UserError(f"balance.options: the method 'fixed' has none (given: {', '.join(options)})")
+        return None
+    if method not in BALANCES.names():
+        raise UserError(f"balance.method: unknown method '{method}'; {did_you_mean(method, ['fixed', *BALANCES.names()])}")
+    kind = BALANCES.get(method, "balance.method")
+    check_options(kind, options, "balance.options")
+    if not losses:
+        losses = [f"{k}.{part}.x" for k, t in config.tasks.items() for part in (("hard", "soft") if t.taught else ("hard",))]
+        losses += [f"distill.{name}" for name in config.distill]
+    if method == "gradient":
+        _refuse_cancelled(config)
+    groups = list(dict.fromkeys(group_of(name, by_kind=kind.by_kind) for name in losses))
+    return told("balance.options", BALANCES.build, method, options, "balance.options", groups)
+
+
+def _refuse_cancelled(config: Config) -> None:
+    """Raise UserError for a scheduled weight that matching gradients would cancel."""
+    weights: dict[str, Any] = {f"distill.{name}.weight": term.weight for name, term in config.distill.items()}
+    for name, task in config.tasks.items():
+        if task.taught:
+            weights |= {f"tasks.{name}.alpha": task.alpha, f"tasks.{name}.soft.weight": task.soft.weight}
+    for where, value in weights.items():
+        if isinstance(value, Section):
+            raise UserError(f"{where}: a schedule, which balance.method gradient would cancel; give a number, or fix the balance")
+
+
+def build_objective(config: Config, distiller: Distiller, schedules: dict[str, Schedule]) -> Objective:
+    """The weights of the config; what of them is scheduled is noted in ``schedules``."""
+
+    def noted(value: Any, where: str) -> Schedule:
+        made = schedule(value)
+        if isinstance(value, Section):
+            schedules[where] = made
+        return made
+
+    weights: dict[str, Schedule] = {}
+    for name, t in config.tasks.items():
+        place = f"tasks.{name}"
+        soft = (t.soft.loss, noted(t.soft.weight, f"{place}.soft.weight")) if t.taught else None
+        ratio, alpha = noted(t.ratio, f"{place}.ratio"), noted(t.alpha, f"{place}.alpha")
+        weights |= task_weights(name, distiller.tasks[name].weights, soft, ratio=ratio, alpha=alpha)
+    for name, term in config.distill.items():
+        weights[f"distill.{name}"] = noted(term.weight, f"distill.{name}.weight")
+    return Objective(weights, distiller.loss_names(), distiller.balance)
