@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any, get_args, get_origin
 
+from pydantic import JsonValue
+
 from . import build  # noqa: F401  (fills the registries)
 from .config import SCHEDULES, Config, Section
 from .data.base import LAYOUTS
 from .distill.balance import BALANCES
 from .losses.base import LOSSES
 from .registry import options_of
+from .search_config import Search
 from .study_config import Study
 from .tasks.base import TASKS
 
@@ -41,7 +44,9 @@ def config_page() -> str:
             parts += _component(f"{name}.{part}", owner)
     parts += _schedules()
     parts += ["## Studies", "", "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.", ""]
-    return "\n".join([*parts, *_sections(Study, "")]).rstrip() + "\n"
+    parts += _sections(Study, "")
+    parts += ["## Searches", "", "One config under many settings: `python tools/search.py --config CONFIG.yaml --space SEARCH.yaml`.", ""]
+    return "\n".join([*parts, *_sections(Search, "")]).rstrip() + "\n"
 
 
 def _schedules() -> list[str]:
@@ -89,6 +94,8 @@ def _type(annotation: Any) -> str:
     args = [a for a in get_args(annotation) if a is not Ellipsis]
     if annotation in SCHEDULES.values():
         return "schedule"
+    if annotation is JsonValue:
+        return "any value"
     origin = get_origin(annotation)
     if origin is None:
         return {"NoneType": "null", "str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(

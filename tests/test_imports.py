@@ -33,7 +33,7 @@ ALLOWED = {
     "build_distill": COMPONENTS | {"config", "distill"},
     "build": COMPONENTS | {"build_distill", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
-    "docs": COMPONENTS | {"distill", "config", "study_config", "build"},
+    "docs": COMPONENTS | {"distill", "config", "search_config", "study_config", "build"},
 }
 # files that may import more than their part: the loop names the type it is given, study and search read their own kind of config
 MORE = {

@@ -67,6 +67,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     batches = iter(run.train_batches(step))
     since, waited, timed = time.perf_counter(), 0.0, 0
     skipped: list[str] = []
+    judged = False
     pulls: dict[str, float] = {}  # how hard each loss pulls at the encoder's maps
     announce(run, progress)
     if proof:
@@ -133,14 +134,16 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                 if evaluates:
                     metrics = run_evaluation(run, state.result(), journal, progress, step)
                     state.keep_best(metrics, step)
-                    stop.requested |= bool(judge and not last and judge(step, metrics))
+                    judged = bool(judge and not last and judge(step, metrics))
+                    stop.requested |= judged
                 if saves:
                     state.save(step)
                 if logs or evaluates:
                     since, waited, timed = time.perf_counter(), 0.0, 0
             if stop.requested and step < c.steps:
                 state.save(step)
-                progress.say(f"stopped at step {step}; go on with --config {folder / 'config.yaml'} --resume")
+                how = "as not worth more steps" if judged else f"go on with --config {folder / 'config.yaml'} --resume"
+                progress.say(f"stopped at step {step}; {how}")
                 return None
     finally:
         progress.close()
