@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from .batch import Batch
@@ -45,6 +46,8 @@ def check(config: Config) -> None:
     for name, section in config.tasks.items():
         _check_task(name, section, config.model.width, config.model.strides)
     for name, section in config.distill.items():
+        if hasattr(nn.ModuleDict(), name):
+            raise UserError(f"distill.{name}: PyTorch has its own use of this name; choose another")
         soft_loss(section, f"distill.{name}")
     build_balance(config, [])
     if config.distill:
@@ -74,7 +77,7 @@ def _check_paths(config: Config) -> None:
     for name, section in config.distill.items():
         Tapped(net, [section.student], f"distill.{name}.student")
         if config.teacher.source != "checkpoint":
-            Tapped(net, [section.teacher or section.student], f"distill.{name}.teacher")
+            Tapped(net, [section.teacher_path], f"distill.{name}.teacher")
 
 
 def device(name: str) -> torch.device:
@@ -197,9 +200,10 @@ def teacher(config: Config, content: Mapping[str, Any], classes: Mapping[str, Se
     if any(n % stride for n in config.data.input_size):
         raise UserError(f"{who} needs a data.input_size in multiples of {stride}, not {list(config.data.input_size)}")
     for name, section in config.distill.items():
-        Tapped(net, [section.teacher or section.student], f"distill.{name}.teacher")
+        Tapped(net, [section.teacher_path], f"distill.{name}.teacher")
     amp = resolve_amp(config.teacher.amp, on, "teacher.amp")
-    return Teacher(net, tasks(content["arch"], net), on, amp, teacher_taps(config))
+    alike = {name: task for name, task in tasks(content["arch"], net).items() if task.classes == tuple(classes.get(name, ()))}
+    return Teacher(net, alike, on, amp, teacher_taps(config))
 
 
 @dataclass
@@ -247,6 +251,11 @@ class Recipe:
         return val_loader(config, self.val_layout, config.data.input_size, number, self.device, workers)
 
 
+def _nothing(config: Config) -> torch.Tensor:
+    """One black image of the network's size."""
+    return torch.zeros(1, 3, *config.data.input_size)
+
+
 def decode_options(config: Config) -> dict[str, dict[str, Any]]:
     """The post-processing options of each task."""
     return {name: dict(task.decode) for name, task in config.tasks.items()}
@@ -283,6 +292,9 @@ def recipe(config: Config) -> Recipe:
         share=config.data.labelled_share,
     )
     net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
+    with torch.no_grad():
+        told(f"data.input_size: the network cannot take {list(config.data.input_size)}", net.eval(), _nothing(config))
+    net.train()
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
     if not config.distils and not all(pool.labelled for pool in pools):
         raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .config import Config, Section, parse_schedule
-from .distill.balance import BALANCES, Balance, group_of
+from .distill.balance import BALANCES, Balance
 from .distill.crosshead import CrossHead
 from .distill.distiller import Distiller, Soft
 from .distill.objective import Objective, task_weights
@@ -48,19 +48,20 @@ def soft_loss(section: Any, where: str) -> tuple[SoftLoss, Moving]:
         if not (isinstance(value, dict) and "schedule" in value):
             continue
         place = f"{where}.options.{key}"
-        check_options(kind, {key: None} if key not in options_of(kind) else {}, f"{where}.options")  # a typo first
+        if key not in options_of(kind):
+            check_options(kind, {key: value}, f"{where}.options")  # says what it may have meant
         if key not in kind.scheduled:
             raise UserError(f"{place}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
         parsed = parse_schedule(value, place)
         for extreme in parsed.extremes():  # each has to be a value that the option may have
-            told(place, LOSSES.build, section.loss, {**_numbers(plain), key: extreme}, f"{where}.options")
+            told(place, LOSSES.build, section.loss, {**_unscheduled(plain), key: extreme}, f"{where}.options")
         moving[key] = schedule(parsed)
         plain[key] = moving[key](0.0)
     loss = told(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options")
     return loss, moving
 
 
-def _numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+def _unscheduled(options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if not isinstance(v, dict)}
 
 
@@ -77,14 +78,14 @@ def compared_heads(config: Config) -> set[str]:
     found = set()
     for term in config.distill.values():
         task = term.student.removeprefix("heads.")
-        if f"heads.{task}" == term.student == (term.teacher or term.student) and task in config.tasks and term.align != "conv":
+        if f"heads.{task}" == term.student == term.teacher_path and task in config.tasks and term.align != "conv":
             found.add(task)
     return found
 
 
 def teacher_taps(config: Config) -> list[str]:
     """Modules of the teacher whose outputs ``distill`` compares."""
-    return [section.teacher or section.student for section in config.distill.values()]
+    return [section.teacher_path for section in config.distill.values()]
 
 
 def build_distiller(
@@ -144,7 +145,7 @@ def _tap_shapes(
     for side, (model, paths) in sides.items() if config.distill else ():
         training, tapped = model.training, Tapped(model, paths)
         with torch.no_grad(), tapped as taps:
-            model.eval()(image)
+            told(f"data.input_size: the {side} cannot take {list(config.data.input_size)}", model.eval(), image)
         model.train(training)
         overwritten[side] = set(tapped.overwritten())
         for path in sorted(overwritten[side]):
@@ -157,7 +158,7 @@ def _term(
     where: str, section: Any, loss: SoftLoss, shapes: Mapping[Any, Any], size: tuple[int, int], known_tasks: Sequence[str]
 ) -> Term:
     """A term of ``distill``. Raises UserError where its taps do not give what its loss compares."""
-    paths = {"student": section.student, "teacher": section.teacher or section.student}
+    paths = {"student": section.student, "teacher": section.teacher_path}
     for side, path in paths.items():
         _, calls = shapes[side, path]
         if not calls:
@@ -166,9 +167,15 @@ def _term(
             )
         if calls > 1:
             raise UserError(f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it")
+        tap = shapes[side, path][0]
+        if isinstance(tap, torch.Tensor) and tap.shape[:1] != (1,):
+            raise UserError(f"{where}.{side}: '{path}' puts out {list(tap.shape)} for one image (windows?); tap a module around it")
     task = paths["student"].removeprefix("heads.")
     head = task in known_tasks and all(path == f"heads.{task}" for path in paths.values())
     if head and task in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
+        own, other = (list(shapes[side, path][0].shape[1:]) for side, path in paths.items())
+        if own != other:
+            raise UserError(f"{where}: {path} of the student puts out {own}, of the teacher {other}; both need the same strides")
         return Term(*paths.values(), loss, None, align=False, size=section.size, task=task)
     if not loss.maps:
         fits = f"heads.{' or heads.'.join(loss.tasks)}, without align, norm and size,"
@@ -178,12 +185,16 @@ def _term(
             raise UserError(f"{where}.{side}: '{path}' puts out predictions of cells, no map; tap neck.* or inside the head")
     maps = [told(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], size) for side, path in paths.items()]
     channels = tuple(m.shape[1] for m in maps)
-    align = section.align == "conv" or (section.align == "auto" and not head)
-    if not align and channels[0] != channels[1]:
+    align = loss.same_channels and (section.align == "conv" or (section.align == "auto" and not head))
+    if section.align == "conv" and not loss.same_channels:
+        raise UserError(f"{where}.align: '{section.loss}' compares maps of any channels, so nothing is aligned; use auto or none")
+    if loss.same_channels and not align and channels[0] != channels[1]:
         raise UserError(
             f"{where}.align: none, but the student has {channels[0]} channels there and the teacher {channels[1]}; use conv"
         )
     loss.prepare(channels[1])
+    if section.norm == "batch" and not loss.same_channels:
+        raise UserError(f"{where}.norm: '{section.loss}' compares maps of any channels as they are; use auto or none")
     norm = section.norm == "batch" or (section.norm == "auto" and loss.norm and not head)
     return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size)
 
@@ -202,21 +213,22 @@ def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
     if not losses:
         losses = [f"{k}.{part}.x" for k, t in config.tasks.items() for part in (("hard", "soft") if t.taught else ("hard",))]
         losses += [f"distill.{name}" for name in config.distill]
-    if method == "gradient":
-        _refuse_cancelled(config)
-    groups = list(dict.fromkeys(group_of(name, by_kind=kind.by_kind) for name in losses))
+    if method in ("gradient", "dwa"):
+        _refuse_schedules(config, method)
+    groups = list(dict.fromkeys(kind.group(name) for name in losses))
     return told("balance.options", BALANCES.build, method, options, "balance.options", groups)
 
 
-def _refuse_cancelled(config: Config) -> None:
-    """Raise UserError for a scheduled weight that matching gradients would cancel."""
+def _refuse_schedules(config: Config, method: str) -> None:
+    """Raise UserError for a scheduled weight, which matching gradients would cancel and DWA take for progress."""
     weights: dict[str, Any] = {f"distill.{name}.weight": term.weight for name, term in config.distill.items()}
     for name, task in config.tasks.items():
-        if task.taught:
-            weights |= {f"tasks.{name}.alpha": task.alpha, f"tasks.{name}.soft.weight": task.soft.weight}
+        weights |= {f"tasks.{name}.ratio": task.ratio, f"tasks.{name}.alpha": task.alpha}
+        weights |= {f"tasks.{name}.soft.weight": task.soft.weight} if task.taught else {}
     for where, value in weights.items():
         if isinstance(value, Section):
-            raise UserError(f"{where}: a schedule, which balance.method gradient would cancel; give a number, or fix the balance")
+            how = "would cancel" if method == "gradient" else "would take for progress"
+            raise UserError(f"{where}: a schedule, which balance.method {method} {how}; give a number, or use fixed or uncertainty")
 
 
 def build_objective(config: Config, distiller: Distiller, schedules: dict[str, Schedule]) -> Objective:

@@ -7,6 +7,7 @@ student's weights alone; the average where there is one), ``labelled_images`` an
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import random
 from pathlib import Path
@@ -64,6 +65,15 @@ def load_weights(net: nn.Module, state: dict[str, torch.Tensor], where: str) -> 
         if not state[name].isfinite().all():
             raise UserError(f"{where}: '{name}' holds values that are not finite; the network is of no use, train it again")
     net.load_state_dict(state)
+
+
+def digest(net: nn.Module) -> str:
+    """A fingerprint of a network's weights and buffers."""
+    seen = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        seen.update(name.encode())
+        seen.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return seen.hexdigest()
 
 
 def random_state() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,6 +15,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -294,7 +295,8 @@ class Term(Section):
     """A loss between a module of the student and one of the teacher, added to the total with its weight."""
 
     student: str
-    """Module of the student whose output is compared, by dotted path: neck.p3, heads.seg, backbone.model.layer3."""
+    """Module of the student whose output is compared, by dotted path as in named_modules(): neck.p3 (the level of stride 8),
+    heads.seg (logits), heads.det.box_tower, backbone.<as the encoder names it>; a wrong one is answered with the nearest."""
     teacher: str | None = None
     """Module of the teacher; null is the same path."""
     loss: str
@@ -311,6 +313,10 @@ class Term(Section):
     defined so (cwd)."""
     size: Literal["smaller", "student", "teacher"] = "smaller"
     """Whose height and width both maps get where they differ."""
+
+    @property
+    def teacher_path(self) -> str:
+        return self.teacher or self.student
 
 
 class Teacher(Section):
@@ -400,6 +406,10 @@ class Eval(Section):
     """Validation images drawn in TensorBoard: truth, teacher, student."""
 
 
+def _without_null(terms: Any) -> Any:
+    return {k: v for k, v in terms.items() if v is not None} if isinstance(terms, dict) else {} if terms is None else terms
+
+
 class Config(Section):
     """One run of training."""
 
@@ -408,8 +418,9 @@ class Config(Section):
     model: Model = Model()
     tasks: dict[str, Task] = Field(default_factory=lambda: {"seg": Task(), "det": Task()}, min_length=1)
     """By task name (seg, det): both heads on one backbone."""
-    distill: dict[str, Term] = Field(default_factory=dict)
-    """By a name of your choice: terms between the inner features of student and teacher."""
+    distill: Annotated[dict[str, Term], BeforeValidator(_without_null)] = Field(default_factory=dict)
+    """By a name of your choice: terms between the inner features of student and teacher. null takes out a term of a base file,
+    `distill: null` all of them."""
     balance: Balance = Balance()
     teacher: Teacher | None = None
     """Needed where an alpha is above 0 or `distill` has a term; never loaded otherwise."""
@@ -466,10 +477,11 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[str 
     overrides: ``dotted.key=value`` with a YAML value.
     Raises UserError naming the file and key, with the nearest known key.
     """
-    raw = read_yaml(Path(path), [])
+    raw = read_yaml(Path(path))
     for more in over:
-        raw = merge(raw, read_yaml(Path(more), []))
-    for text in overrides:
+        raw = merge(raw, read_yaml(Path(more)))
+    # names first, wherever they stand: a loss that changes takes its options with it
+    for text in sorted(overrides, key=lambda text: text.partition("=")[0].strip().rpartition(".")[2] not in NAMES):
         _override(raw, text)
     return parse(raw, str(path))
 
@@ -528,31 +540,45 @@ for _class in (_Loader, _Dumper):
     )
 
 
-def read_yaml(path: Path, seen: list[Path]) -> dict[str, Any]:
-    """A YAML mapping merged over its ``base``; ``seen`` are the files that led here. Raises UserError."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping merged over its ``base`` files; one that several of them build on counts once, at its first place.
+
+    Raises UserError.
+    """
+    merged: dict[str, Any] = {}
+    for layer in _layers(path, (), set()):
+        merged = merge(merged, layer)
+    return merged
+
+
+def _layers(path: Path, above: tuple[Path, ...], done: set[Path]) -> Iterator[dict[str, Any]]:
+    """The mappings of a file's bases, lowest first, then its own. ``above``: the files that led here; ``done``: read already."""
+    if path.resolve() in above:
+        raise UserError(f"{path}: base files form a circle")
+    if path.resolve() in done:
+        return
+    raw = _read_one(path)
+    done.add(path.resolve())
+    base = raw.pop("base", None)
+    bases = [base] if isinstance(base, str) else [] if base is None else base
+    if not isinstance(bases, list) or (base is not None and not bases) or not all(isinstance(b, str) for b in bases):
+        raise UserError(f"{path}: base: the path of a YAML file, or a list of paths, is needed, not {base!r}")
+    for name in bases:
+        yield from _layers(path.parent / name, (*above, path.resolve()), done)
+    yield raw
+
+
+def _read_one(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"{path}: there is no such config file; {did_you_mean(str(path), near)}")
-    if path.resolve() in seen:
-        raise UserError(f"{path}: base files form a circle")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
         raise UserError(f"{path}: not valid YAML: {error}") from None
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
+    if raw is not None and not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
-    base = raw.pop("base", None)
-    if base is None:
-        return raw
-    bases = [base] if isinstance(base, str) else base
-    if not (isinstance(bases, list) and bases and all(isinstance(b, str) for b in bases)):
-        raise UserError(f"{path}: base: the path of a YAML file, or a list of paths, is needed, not {base!r}")
-    below: dict[str, Any] = {}
-    for name in bases:
-        below = merge(below, read_yaml(path.parent / name, [*seen, path.resolve()]))
-    return merge(below, raw)
+    return raw or {}
 
 
 # Keys that say whose options stand beside them, and which keys do not go with them when they change.

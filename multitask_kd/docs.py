@@ -36,7 +36,8 @@ def config_page() -> str:
     for title, registry in registries.items():
         parts += [f"### {title}", ""]
         for name in registry.names():
-            parts += _component(name, registry.get(name, ""))
+            kind = registry.get(name, "")
+            parts += _component(name, kind, _fits(kind) if registry is LOSSES else "")
     parts += ["### `tasks.<name>`", ""]
     for name in TASKS.names():
         task = TASKS.get(name, "")
@@ -45,7 +46,12 @@ def config_page() -> str:
     parts += _schedules()
     parts += ["## Studies", "", "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.", ""]
     parts += _sections(Study, "")
-    parts += ["## Searches", "", "One config under many settings: `python tools/search.py --config CONFIG.yaml --space SEARCH.yaml`.", ""]
+    parts += [
+        "## Searches",
+        "",
+        "One config under many settings: `python tools/search.py --config CONFIG.yaml --space SEARCH.yaml`.",
+        "",
+    ]
     return "\n".join([*parts, *_sections(Search, "")]).rstrip() + "\n"
 
 
@@ -124,8 +130,16 @@ def _default(field: Any) -> str:
     return f"`{text.lower() if isinstance(value, bool) else text}`"
 
 
-def _component(name: str, owner: Any) -> list[str]:
-    text = inspect.cleandoc(owner.__doc__ or "").replace("``", "`")
+def _fits(loss: Any) -> str:
+    """Where a loss may stand, one line."""
+    places = [f"`tasks.{task}.soft`, `distill` between heads.{task}" for task in loss.tasks]
+    places += ["`distill` between feature maps"] if loss.maps else []
+    scheduled = f" A schedule may change {', '.join(f'`{o}`' for o in loss.scheduled)}." if loss.scheduled else ""
+    return f"For {'; '.join(places)}.{scheduled}\n\n"
+
+
+def _component(name: str, owner: Any, before: str = "") -> list[str]:
+    text = before + inspect.cleandoc(owner.__doc__ or "").replace("``", "`")
     options = [
         f"`{key}`" + ("" if p.default is p.empty else f" = `{'null' if p.default is None else p.default}`")
         for key, p in options_of(owner).items()

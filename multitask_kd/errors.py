@@ -40,5 +40,5 @@ def told(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call ``make``; what it says of a value becomes a UserError that names the place."""
     try:
         return make(*args, **kwargs)
-    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
         raise UserError(f"{where}: {error}") from None

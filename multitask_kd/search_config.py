@@ -138,4 +138,4 @@ def encode(value: Any) -> str:
 
 def load_search(path: str | Path) -> Search:
     """Read the YAML of a search. Raises UserError with one line a fault."""
-    return validate(Search, read_yaml(Path(path), []), str(path))
+    return validate(Search, read_yaml(Path(path)), str(path))

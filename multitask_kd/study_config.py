@@ -59,7 +59,7 @@ class Study(Section):
 def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
     """A study and, by name and seed, the config of each of its runs."""
     path = Path(path)
-    study = validate(Study, read_yaml(path, []), str(path))
+    study = validate(Study, read_yaml(path), str(path))
     configs: dict[str, dict[int, Config]] = {}
     slugs: dict[str, str] = {}
     for name, run in study.runs.items():

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from multitask_kd.distill.balance import BALANCES, DWA, GradientNorm, Uncertainty, gradients, group_of, grouped
+from multitask_kd.distill.balance import (
+    BALANCES,
+    DWA,
+    GradientNorm,
+    Uncertainty,
+    by_part,
+    by_task,
+    gradients,
+    grouped,
+    hard_together,
+)
 from multitask_kd.distill.objective import Objective, gradient_report
 
 NAMES = ["seg.hard.ce", "det.hard.box", "det.hard.class", "seg.soft.kl", "distill.cwd"]
@@ -22,14 +32,15 @@ def numbers(**values):
 
 
 def test_groups_are_tasks_and_terms():
-    assert [group_of(n) for n in NAMES] == ["seg", "det", "det", "seg", "distill.cwd"]
-    assert [group_of(n, by_kind=True) for n in NAMES] == ["hard", "hard", "hard", "seg.soft", "distill.cwd"]
+    assert [by_task(n) for n in NAMES] == ["seg", "det", "det", "seg", "distill.cwd"]
+    assert [by_part(n) for n in NAMES] == ["seg.hard", "det.hard", "det.hard", "seg.soft", "distill.cwd"]
+    assert [hard_together(n) for n in NAMES] == ["hard", "hard", "hard", "seg.soft", "distill.cwd"]
 
 
 def test_sums_of_groups():
     losses = {n: torch.tensor(float(2**i)) for i, n in enumerate(NAMES)}
-    assert grouped(losses, by_kind=False) == {"seg": 9.0, "det": 6.0, "distill.cwd": 16.0}
-    assert grouped(losses, by_kind=True) == {"hard": 7.0, "seg.soft": 8.0, "distill.cwd": 16.0}
+    assert grouped(losses, by_task) == {"seg": 9.0, "det": 6.0, "distill.cwd": 16.0}
+    assert grouped(losses, hard_together) == {"hard": 7.0, "seg.soft": 8.0, "distill.cwd": 16.0}
 
 
 def test_all_are_known_by_name():
@@ -195,7 +206,7 @@ class Three(nn.Module):
 
 
 def norms(weighted, shared):
-    sums = grouped({k: v for k, v in weighted.items() if k != "balance"}, by_kind=True)
+    sums = grouped({k: v for k, v in weighted.items() if k != "balance"}, hard_together)
     return {g: v.norm().item() for g, v in gradients(sums, shared).items()}
 
 
@@ -301,7 +312,7 @@ def test_a_measurement_of_the_hard_losses_that_is_not_finite_leaves_the_factor()
     balance = GradientNorm(KINDS, share=0.5, every=1, momentum=0.5)
     pull(balance)
     losses, shared = Three()(1.0)
-    balance.factors(grouped(losses | {"seg.hard.ce": losses["seg.hard.ce"] * float("inf")}, by_kind=True), shared)
+    balance.factors(grouped(losses | {"seg.hard.ce": losses["seg.hard.ce"] * float("inf")}, hard_together), shared)
     for _ in range(2):
         after = pull(balance)
     assert after["distill.cwd"] == pytest.approx(0.5 * after["hard"], rel=1e-4)

@@ -136,8 +136,35 @@ def test_term_that_is_zero(sound):
     forward = loss.forward
     loss.forward = lambda s, t, target=None: 0 * forward(s, t, target)
     found = verdicts(run, optimizer)
-    assert found["seg.soft.kl"] == (FAIL, "is exactly 0")
-    assert found["seg.soft"][0] == FAIL
+    assert found["seg.soft.kl"][0] == FAIL and found["seg.soft.kl"][1].startswith("is exactly 0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "looks"),
+    [
+        ({"tasks.seg.alpha": 1.0}, {"seg.hard"}),
+        ({"tasks.det.ratio": 0.0}, {"det.hard", "det.soft"}),
+        ({"tasks.seg.alpha": {"schedule": "linear", "start": 0.8, "end": 0, "over": [0, 0.5]}}, set()),
+        ({"distill.cwd.weight": {"schedule": "staged", "values": [100, 0]}}, set()),
+    ],
+)
+def test_a_weight_that_is_zero_on_purpose_or_for_a_while_does_not_fail(sound, changes, looks):
+    found = verdicts(*sound(changes))
+    assert not [name for name, (verdict, _) in found.items() if verdict == FAIL]
+    assert {name for name, (_, detail) in found.items() if "weight is 0 from beginning to end" in detail} == looks
+
+
+def test_an_average_that_is_still_the_student_does_not_fail(sound):
+    run, optimizer = sound({"teacher": {"source": "ema", "amp": "none"}, "distill": {}})
+    for module in run.student.modules():  # nothing that differs between training and eval
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.forward = lambda x: x
+    for module in run.teacher.net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.forward = lambda x: x
+    found = verdicts(run, optimizer)
+    assert found["seg.soft.kl"][0] == LOOK and "still the student itself" in found["seg.soft.kl"][1]
+    assert not [name for name, (verdict, _) in found.items() if verdict == FAIL]
 
 
 def test_term_that_is_not_finite(sound):
@@ -163,7 +190,7 @@ def test_tap_that_fires_twice(sound):
     plain = run.student.neck.forward
     run.student.neck.forward = types.MethodType(lambda self, x: (self.p3(x[0]), plain(x))[1], run.student.neck)
     found = verdicts(run, optimizer)
-    assert found["distill.cwd taps"][0] == FAIL and "neck.p3 fired 2 times" in found["distill.cwd taps"][1]
+    assert found["distill.cwd taps"][0] == FAIL and "student neck.p3 fired 2 times" in found["distill.cwd taps"][1]
 
 
 def test_tap_that_is_written_over(sound):
@@ -201,7 +228,15 @@ def test_a_run_that_fails_the_check_does_not_begin(tiny, distilled, tmp_path):
     config = tiny(tmp_path / "run", {**distilled, "teacher.floor": {"seg": 99.5}})
     with pytest.raises(UserError, match=r"teacher's seg: mIoU .* teacher\.floor\.seg asks 99\.5"):
         train(config)
-    assert not (tmp_path / "run/last.pt").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_the_check_does_not_cost_the_one_that_is_there(tiny, distilled, tmp_path):
+    train(tiny(tmp_path / "run", {**distilled, "train.steps": 1}))
+    before = (tmp_path / "run/best.pt").read_bytes()
+    with pytest.raises(UserError, match="the check on the first batch failed"):
+        train(tiny(tmp_path / "run", {**distilled, "teacher.floor": {"seg": 99.5}}), overwrite=True)
+    assert (tmp_path / "run/best.pt").read_bytes() == before and (tmp_path / "run/metrics.json").exists()
 
 
 def test_the_tool_prints_every_line_and_fails_by_its_status(raw, distilled, tmp_path, tool):

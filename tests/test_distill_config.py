@@ -147,7 +147,7 @@ def test_an_unknown_schedule_among_options_is_told_with_its_place():
         ({"method": "fixed", "options": {"every": 1}}, "balance.options: the method 'fixed' has none (given: every)"),
         ({"options": {"every": 1}}, "balance.options: the method 'fixed' has none (given: every)"),
         ({"method": "dwa", "options": {"evry": 1}}, "balance.options.evry: no such option; did you mean 'every'?"),
-        ({"method": "dwa", "options": {"every": 0}}, "balance.options: temperature: 2.0 must be above 0, every: 0 at least 1"),
+        ({"method": "dwa", "options": {"every": 0}}, "balance.options: temperature: 2.0 must be in (0, 1e6], every: 0 at least 1"),
         ({"method": "gradient"}, "balance.options: share: give a number for all groups"),
         (
             {"method": "gradient", "options": {"share": {"seg.sft": 1}}},
@@ -392,8 +392,8 @@ def test_a_resumed_run_with_terms_and_a_balance_is_the_unbroken_one(
     tiny, distilled, tmp_path, monkeypatch, read_lines, same_weights, balance
 ):
     terms = copy.deepcopy(TERMS)
-    if balance["method"] == "gradient":
-        terms["mgd"]["weight"] = 100  # it would cancel a schedule
+    if balance["method"] != "uncertainty":
+        terms["mgd"]["weight"] = 100  # the others refuse a schedule
     changes = {**distilled, **SHORT, "distill": terms, "balance": balance, "train.steps": 5, "train.log_every": 2, "train.ema": 0.9}
     train(tiny(tmp_path / "unbroken", changes))
     broken_and_resumed(tiny, changes, tmp_path / "broken", monkeypatch)
@@ -568,10 +568,10 @@ def test_a_run_in_low_precision_on_both_sides(tiny, distilled, tmp_path, read_li
 @pytest.mark.parametrize("key", ["balance", "alpha"])
 def test_another_kind_of_balance_or_schedule_replaces_the_base_files(tmp_path, key):
     before = {
-        "balance": {"method": "dwa", "options": {"every": 9}},
+        "balance": {"method": "uncertainty"},
         "alpha": {"schedule": "linear", "start": 0, "end": 0.5},
     }
-    after = {"balance": {"method": "uncertainty"}, "alpha": {"schedule": "warmup", "value": 0.5, "until": 0.5}}
+    after = {"balance": {"method": "fixed"}, "alpha": {"schedule": "warmup", "value": 0.5, "until": 0.5}}
     raw = lambda part: with_seg(alpha=part["alpha"]) | {"balance": part["balance"]}  # noqa: E731
     below, above = raw(before), raw(before | {key: after[key]})
     (tmp_path / "base.yaml").write_text(configs.yaml.safe_dump(below), encoding="utf-8")
@@ -579,3 +579,74 @@ def test_another_kind_of_balance_or_schedule_replaces_the_base_files(tmp_path, k
     config = configs.load(tmp_path / "own.yaml")
     build.check(config)
     assert config == configs.parse(above, "x.yaml")
+
+
+def test_a_loss_named_after_its_options_does_not_wipe_them(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("{}", encoding="utf-8")
+    given = ["tasks.seg.soft.weight=7", "tasks.seg.soft.options.tau=4", "tasks.seg.soft.loss=cwd"]
+    for overrides in (given, given[::-1]):
+        soft = configs.load(path, overrides).tasks["seg"].soft
+        assert (soft.loss, soft.weight, soft.options) == ("cwd", 7, {"tau": 4})
+
+
+def test_null_takes_a_term_of_a_base_file_out(tmp_path):
+    term = {"student": "neck.p3", "loss": "cwd"}
+    base = {"distill": {"a": term, "b": term}, "teacher": {"path": "t.pt"}}
+    (tmp_path / "base.yaml").write_text(configs.yaml.safe_dump(base), encoding="utf-8")
+    for text, left in (("distill: {a: null}", ["b"]), ("distill: null", [])):
+        (tmp_path / "own.yaml").write_text(f"base: base.yaml\n{text}\n", encoding="utf-8")
+        assert list(configs.load(tmp_path / "own.yaml").distill) == left
+
+
+def test_a_base_that_two_bases_share_does_not_undo_the_first(tmp_path):
+    files = {"common": "train: {steps: 100}", "a": "base: common.yaml\ntrain: {steps: 7}", "b": "base: common.yaml\nrun: {seed: 3}"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "own.yaml").write_text("base: [a.yaml, b.yaml]", encoding="utf-8")
+    config = configs.load(tmp_path / "own.yaml")
+    assert (config.train.steps, config.run.seed) == (7, 3)
+
+
+def test_a_term_named_as_something_of_torch_is_refused():
+    raw = with_term() | {"distill": {"values": {"student": "neck.p3", "loss": "cwd"}}}
+    assert refused(raw).startswith("distill.values: PyTorch has its own use of this name")
+
+
+def test_a_share_of_a_gradient_that_does_not_reach_the_maps_is_refused(tiny, distilled, tmp_path):
+    terms = {"stem": {"student": "backbone.model.conv1.0", "loss": "feature_mse"}}
+    config = tiny(tmp_path, {**distilled, "distill": terms, "balance": {"method": "gradient", "options": {"share": 0.5}}})
+    run = build.recipe(config)
+    batch = run.first_batch()
+    losses = run.distiller(batch, run.teacher(batch.images))
+    with pytest.raises(UserError, match="gradient of 'distill.stem' does not reach the maps"):
+        run.objective(losses, 0.0, run.distiller.shared)
+
+
+def test_a_group_of_weight_zero_is_left_out_of_the_balance(tiny, distilled, tmp_path):
+    changes = {**distilled, "tasks.det.ratio": 0.0, "balance": {"method": "uncertainty"}}
+    run = build.recipe(tiny(tmp_path, changes))
+    batch = run.first_batch()
+    run.objective(run.distiller(batch, run.teacher(batch.images)), 0.0)[0].backward()
+    grads = {name: p.grad for name, p in run.distiller.balance.log_variance.items()}
+    assert grads["det"] is None and grads["seg"] is not None
+
+
+def test_resume_refuses_another_teacher_behind_the_same_path(tiny, distilled, tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher.pt"
+    content = torch.load(distilled["teacher"]["path"], weights_only=True)
+    torch.save(content, teacher)
+    changes = {**distilled, "teacher": {"path": str(teacher), "amp": "none"}, "train.steps": 2, "eval.pictures": 0}
+    train(tiny(tmp_path / "run", changes))
+    train(tiny(tmp_path / "run", changes), resume=True)
+    content["model"]["heads.seg.classifier.bias"] += 1
+    torch.save(content, teacher)
+    with pytest.raises(UserError, match="holds other weights than when the run began"):
+        train(tiny(tmp_path / "run", changes), resume=True)
+
+
+@pytest.mark.parametrize("task", ["seg", "det"])
+def test_a_run_of_one_task_draws_its_pictures(tiny, tmp_path, task):
+    config = tiny(tmp_path / "run", {"train.steps": 1, "eval.pictures": 2})
+    config = config.model_copy(update={"tasks": {task: config.tasks[task]}})
+    assert task in train(config) and (tmp_path / "run/best.pt").is_file()

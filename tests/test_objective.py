@@ -194,7 +194,7 @@ def test_a_labelled_image_without_objects_and_ignored_pixels():
 
 
 def test_a_soft_loss_needs_a_teacher_and_a_task():
-    with pytest.raises(ValueError, match="'seg' has a soft loss, but the step has no teacher"):
+    with pytest.raises(ValueError, match="'seg' is learnt from a teacher, but the step has none"):
         distiller()(batch())
     with pytest.raises(ValueError, match="'depth', which is not a task"):
         Distiller(Tiny(0), {"seg": Segmentation("abc", (8,))}, {"depth": Soft("kl", KL())})

@@ -184,11 +184,11 @@ def test_alignment_learns_to_bring_the_students_channels_to_the_teachers():
 
 
 def test_what_learns():
-    assert mse_term().learns() and not mse_term((4, 4), align=False).learns()
+    assert list(mse_term().parameters()) and not list(mse_term((4, 4), align=False).parameters())
     assert [n for n, _ in mse_term().named_parameters()] == ["align.weight"]
     mgd = MGD()
     mgd.prepare(4)
-    assert Term("a", "b", mgd, (4, 4), align=False).learns()
+    assert list(Term("a", "b", mgd, (4, 4), align=False).parameters())
     # what normalises has statistics and no weights
     assert not list(mse_term((4, 4), align=False, norm=True).parameters())
 

@@ -6,30 +6,37 @@ A balance is a module, so that what it learns or remembers is in the optimizer a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import Registry
 
 BALANCES = Registry("balance")
 
 
-def group_of(loss: str, *, by_kind: bool = False) -> str:
-    """The group that a loss is balanced in: its task, or its term (``distill.<name>``); by_kind: ``hard``, or ``<task>.soft``."""
-    task, kind, *_ = loss.split(".")
-    if task == "distill":
-        return loss
-    return task if not by_kind else "hard" if kind == "hard" else f"{task}.soft"
+def by_part(loss: str) -> str:
+    """``<task>.hard``, ``<task>.soft`` or ``distill.<term>``: the first two words of a loss's name."""
+    return ".".join(loss.split(".")[:2])
 
 
-def grouped(weighted: Mapping[str, Tensor], *, by_kind: bool) -> dict[str, Tensor]:
+def by_task(loss: str) -> str:
+    """The task, for terms ``distill.<term>``."""
+    return loss if loss.startswith("distill.") else loss.split(".")[0]
+
+
+def hard_together(loss: str) -> str:
+    """``hard`` for the hard losses of all tasks, else as ``by_part``."""
+    return "hard" if loss.split(".")[1] == "hard" else by_part(loss)
+
+
+def grouped(weighted: Mapping[str, Tensor], group: Callable[[str], str]) -> dict[str, Tensor]:
     """The sum of the weighted losses of each group."""
     sums: dict[str, Tensor] = {}
     for name, loss in weighted.items():
-        group = group_of(name, by_kind=by_kind)
-        sums[group] = sums[group] + loss if group in sums else loss
+        sums[group(name)] = sums[group(name)] + loss if group(name) in sums else loss
     return sums
 
 
@@ -39,8 +46,7 @@ class Balance(nn.Module):
     groups: all that there are. Keyword-only parameters are its YAML options.
     """
 
-    by_kind = False  # see ``group_of``
-    needs_gradients = False  # whether ``factors`` wants the shared tensors
+    group = staticmethod(by_task)  # from a loss's name to its group's
 
     def __init__(self, groups: Sequence[str]):
         super().__init__()
@@ -74,14 +80,14 @@ class Uncertainty(Balance):
 class DWA(Balance):
     """Dynamic weight average (Liu et al., CVPR 2019): factor_g = G * softmax over the G groups of r_g / temperature.
 
-    r_g = mean loss_g of the last window over that of the window before it: what falls slowly gets more weight.
+    r_g = mean weighted loss_g of the last window over that of the window before it: what falls slowly gets more weight.
     every: forward passes of a window (the paper's epoch). Factors are 1 in the first two windows.
     """
 
     def __init__(self, groups: Sequence[str], *, temperature: float = 2.0, every: int = 50):
         super().__init__(groups)
-        if not temperature > 0 or every < 1:
-            raise ValueError(f"temperature: {temperature} must be above 0, every: {every} at least 1")
+        if not 0 < temperature <= 1e6 or not 1 <= every <= 10**9:
+            raise ValueError(f"temperature: {temperature} must be in (0, 1e6], every: {every} at least 1")
         self.temperature, self.every = temperature, every
         for name in ("sums", "last", "before"):
             self.register_buffer(name, torch.zeros(len(self.groups)))
@@ -100,9 +106,11 @@ class DWA(Balance):
             place = self.groups.index(name)
             self.sums[place] += loss.detach()
             self.counts[place] += 1
-        if not (self.before > 0).all():
+        known = (self.before > 0) & (self.last > 0)  # a group may be absent from the batches of a window
+        if not known.any():
             return dict.fromkeys(sums, 1.0)
-        factor = len(self.groups) * torch.softmax(self.last / self.before / self.temperature, dim=0)
+        ratio = torch.where(known, self.last / self.before / self.temperature, -torch.inf)
+        factor = torch.where(known, known.sum() * torch.softmax(ratio, dim=0), 1.0)
         return {name: factor[self.groups.index(name)] for name in sums}
 
 
@@ -116,8 +124,7 @@ class GradientNorm(Balance):
     share: one number for all groups, or a mapping from group (``seg.soft``, ``distill.<term>``) to number; others stay as they are.
     """
 
-    by_kind = True
-    needs_gradients = True
+    group = staticmethod(hard_together)
 
     def __init__(
         self,
@@ -137,10 +144,10 @@ class GradientNorm(Balance):
         for name, value in shares.items():
             if name not in balanced:
                 raise ValueError(f"share: there is no group '{name}'; known: {', '.join(balanced) or 'none'}")
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ValueError(f"share.{name}: {value!r} is not a number above 0")
-        if every < 1 or not 0 <= momentum < 1:
-            raise ValueError(f"every: {every} must be at least 1, momentum: {momentum} in [0, 1)")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e6:
+                raise ValueError(f"share.{name}: {value!r} is not a number above 0 (and at most 1e6)")
+        if not 1 <= every <= 10**9 or not 0 <= momentum < 1:
+            raise ValueError(f"every: {every} must be at least 1 (and at most 1e9), momentum: {momentum} in [0, 1)")
         if "hard" not in self.groups:
             raise ValueError("there is no hard loss to measure the others against; use fixed weights")
         self.shares, self.every, self.momentum = shares, every, momentum
@@ -159,6 +166,11 @@ class GradientNorm(Balance):
 
     def _measure(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> None:
         norms = {g: vector.norm() for g, vector in gradients(sums, shared).items()}
+        if still := [g for g in ("hard", *self.shares) if g in norms and norms[g] == 0 and not self._known(g)]:
+            raise UserError(
+                f"balance.options.share: the gradient of '{still[0]}' does not reach the maps that the encoder gives the neck (it "
+                "acts before them, or its weight is 0), so no share of it can be had; give shares by name and leave it out"
+            )
         if not 0 < float(norms["hard"]) < math.inf:
             return
         for group, share in self.shares.items():

@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         if self.own_teacher:
             teacher = View({}, taps)
         if teacher is None and (self.soft or self.terms):
-            raise ValueError(f"'{next(iter([*self.soft, *self.terms]))}' has a soft loss, but the step has no teacher")
+            raise ValueError(f"'{next(iter([*self.soft, *self.terms]))}' is learnt from a teacher, but the step has none")
         size = tuple(batch.images.shape[2:])
         losses = {}
         for name, task in self.tasks.items():

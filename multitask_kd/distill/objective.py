@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
-from .balance import Balance, gradients, group_of, grouped
+from .balance import Balance, by_part, gradients, grouped
 from .schedules import Schedule, constant
 
 Weight = float | Schedule
@@ -47,6 +47,7 @@ class Objective:
             raise UserError(f"the weight '{name}' belongs to no loss; {did_you_mean(name, losses)}")
         self.weights = {name: scheduled(weight) for name, weight in weights.items()}
         self.balance = balance
+        self.factors: Mapping[str, Tensor | float] = {}  # of each group in the last step, where there is a balance
 
     def weights_at(self, progress: float) -> dict[str, float]:
         """The weight of each loss at that progress of training in [0, 1], a balance left out."""
@@ -59,30 +60,32 @@ class Objective:
 
         progress of training in [0, 1]; shared: the tensors at which a balance measures gradients.
         """
-        weighted = {name: self.weights[name](progress) * loss for name, loss in losses.items()}
+        return self.weigh(losses, self.weights_at(progress), shared)
+
+    def weigh(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same with ``weights`` that are given."""
+        weighted = {name: weights[name] * loss for name, loss in losses.items()}
         if self.balance is not None:
-            by_kind = self.balance.by_kind
-            factors = self.balance.factors(grouped(weighted, by_kind=by_kind), shared)
-            weighted = {name: factors[group_of(name, by_kind=by_kind)] * loss for name, loss in weighted.items()}
-            if (penalty := self.balance.penalty(factors)) is not None:
+            group = self.balance.group
+            counted = {name: loss for name, loss in weighted.items() if weights[name] > 0}
+            self.factors = self.balance.factors(grouped(counted, group), shared)
+            weighted = {name: self.factors.get(group(name), 1.0) * loss for name, loss in weighted.items()}
+            if (penalty := self.balance.penalty(self.factors)) is not None:
                 weighted["balance"] = penalty
         return sum(weighted.values()), weighted
 
 
-def by_part(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def parts(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of the weighted losses of each ``<task>.hard``, ``<task>.soft``, ``distill.<term>``; the balance's own left out."""
-    sums: dict[str, Tensor] = {}
-    for name, loss in weighted.items():
-        if name != "balance":
-            part = ".".join(name.split(".")[:2])
-            sums[part] = sums[part] + loss if part in sums else loss
-    return sums
+    return grouped({name: loss for name, loss in weighted.items() if name != "balance"}, by_part)
 
 
 def gradient_report(weighted: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, float]:
     """Of the hard losses of each task, each soft loss and each term: the norm of the gradient at ``shared``, its share of the sum
     of the norms in percent, and the cosine between every two."""
-    sums = by_part(weighted)
+    sums = parts(weighted)
     vectors = gradients({g: s for g, s in sums.items() if s.requires_grad}, shared)
     norms = {g: float(v.norm()) for g, v in vectors.items()}
     total = sum(norms.values())

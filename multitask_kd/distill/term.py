@@ -20,7 +20,8 @@ class Term(nn.Module):
 
     student, teacher: dotted module paths. channels: of the two taps, as maps. align: a learnt 1x1 convolution brings the student's
     map to the teacher's channels. norm: both maps are normalised (BatchNorm without weights) before the loss.
-    size: which map's height and width both get: "smaller", "student" or "teacher".
+    size: which map's height and width both get: "smaller", "student" or "teacher". What of it a config means by "auto" is decided
+    in build_distill.py. task: whose predictions the taps are, where they are compared as they are.
     """
 
     def __init__(
@@ -39,7 +40,10 @@ class Term(nn.Module):
         self.student, self.teacher, self.size, self.task = student, teacher, size, task
         self.loss = loss
         self.align = nn.Conv2d(*channels, 1, bias=False) if align else nn.Identity()
-        self.norms = nn.ModuleList([nn.BatchNorm2d(channels[1], affine=False) for _ in range(2)]) if norm else None
+        self.norms = None
+        if norm:
+            bare = {"affine": False, "track_running_stats": False}
+            self.norms = nn.ModuleList([nn.BatchNorm2d(channels[1], **bare) for _ in range(2)])
 
     def forward(
         self, student: Any, teacher: Any, image_size: tuple[int, int], target: Mapping[str, Tensor] | None = None
@@ -51,9 +55,6 @@ class Term(nn.Module):
         if self.norms is not None:
             s, t = self.norms[0](s), self.norms[1](t)
         return self.loss(s, t)
-
-    def learns(self) -> bool:
-        return any(True for _ in self.parameters())
 
 
 def as_map(tap: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -1,10 +1,11 @@
-"""The proof, on one batch, that a run distils what its config says: every line passes or fails.
+"""The proof, on one batch, that a run distils what its config says: every line passes, fails, or asks for a look.
 
 Nothing of it changes the run: weights, statistics and random states are put back.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from .. import checkpoint
 from ..batch import Batch, View
 from ..build import Recipe, decode_options
 from ..build_distill import compared_heads
-from ..distill.objective import by_part, gradient_report
+from ..distill.balance import by_part
+from ..distill.objective import gradient_report, parts
 from ..distill.term import as_map, resized
 from ..errors import UserError
 from ..precision import resolve_amp
@@ -56,7 +58,7 @@ class Proof:
 
 
 def check_run(run: Recipe, optimizer: torch.optim.Optimizer) -> Proof:
-    """Prove ``run`` on its first batch and, where the teacher has a floor, on some validation images.
+    """Prove ``run`` on its first batch, and its teacher, where that is a file, on some validation images.
 
     Raises UserError only for what stops any training (an image that cannot be read, no memory).
     """
@@ -75,7 +77,10 @@ def require(proof: Proof) -> None:
     """Raise UserError with every line that failed."""
     if proof.failed:
         faults = "\n".join(f"  {line.what}: {line.detail}" for line in proof.failed)
-        raise UserError(f"the check of the first batch failed; see tools/check.py. What fails:\n{faults}")
+        raise UserError(
+            f"the check on the first batch failed:\n{faults}\n"
+            "Mend it; tools/check.py shows every line. train.check=false would train all the same"
+        )
 
 
 def closing_line(proof: Proof, run: Recipe) -> str:
@@ -86,7 +91,7 @@ def closing_line(proof: Proof, run: Recipe) -> str:
     line += f", {len(proof.failed)} FAILED" if proof.failed else ""
     steps = run.config.train.steps
     line += f"; a step takes about {1000 * proof.step_seconds:.0f} ms, {steps} steps about {clock(proof.step_seconds * steps)}"
-    return f"{line} without evaluation; {proof.memory_mb} MB at most so far"
+    return f"{line} and the evaluation; {proof.memory_mb} MB at most so far"
 
 
 @contextmanager
@@ -116,8 +121,9 @@ class _Pass:
         if any(self.overwritten.values()):
             self.view, self.losses = self._forward()  # with copies
         self.student_taps = dict(run.distiller.tapped.taps)
-        # the weights at the middle of training, because a schedule may begin with 0
-        self.total, self.weighted = run.objective(self.losses, 0.5, run.distiller.shared)
+        at = [run.objective.weights_at(k / 20) for k in range(21)]
+        self.largest = {name: max(weights[name] for weights in at) for name in at[0]}  # a schedule may begin or end with 0
+        self.total, self.weighted = run.objective.weigh(self.losses, self.largest, run.distiller.shared)
 
     def _forward(self) -> tuple[View | None, dict[str, Tensor]]:
         run = self.run
@@ -137,14 +143,16 @@ class _Pass:
         return taps.get(path), tapped.calls.get(path, 0)
 
     def seconds(self) -> float:
-        """Of a whole step without optimizer, when all is warm."""
-        self.run.distiller.zero_grad(set_to_none=True)
+        """Of a step without data and optimizer, the mean of two."""
+        run, times = self.run, 2
+        run.distiller.zero_grad(set_to_none=True)
         began = time.perf_counter()
-        _, losses = self._forward()
-        self.run.objective(losses, 0.5, self.run.distiller.shared)[0].backward()
-        if self.run.device.type == "cuda":
-            torch.cuda.synchronize(self.run.device)
-        return (time.perf_counter() - began) * self.run.config.train.accumulate
+        for _ in range(times):
+            _, losses = self._forward()
+            run.objective.weigh(losses, self.largest, run.distiller.shared)[0].backward()
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        return (time.perf_counter() - began) / times * run.config.train.accumulate
 
 
 def _taps(run: Recipe, pass_: _Pass) -> Iterator[Line]:
@@ -153,9 +161,9 @@ def _taps(run: Recipe, pass_: _Pass) -> Iterator[Line]:
     for name, term in run.distiller.terms.items():
         what = f"distill.{name} taps"
         taps = {"student": pass_.tap("student", term.student), "teacher": pass_.tap("teacher", term.teacher)}
-        if silent := [f"{side} {getattr(term, side)}" for side, (_, calls) in taps.items() if calls != 1]:
-            counts = ", ".join(f"{getattr(term, side)} fired {calls} times" for side, (_, calls) in taps.items())
-            yield Line(FAIL, what, f"a tap has to fire once: {counts} ({' and '.join(silent)})")
+        if any(calls != 1 for _, calls in taps.values()):
+            counts = ", ".join(f"{side} {getattr(term, side)} fired {calls} times" for side, (_, calls) in taps.items())
+            yield Line(FAIL, what, f"a tap has to fire once in a step: {counts}; tap a module around or inside it")
             continue
         shown = " and ".join(f"{side} {getattr(term, side)} {list(tap.shape)}" for side, (tap, _) in taps.items())
         yield Line(PASS, what, f"{shown}: {_alignment(term, taps, size)}")
@@ -187,19 +195,24 @@ def _classes(run: Recipe) -> Iterator[Line]:
     for name in [name for name in run.tasks if name in run.distiller.soft or name in compared_heads(run.config)]:
         own, other = run.tasks[name].classes, run.teacher.tasks[name].classes
         verdict = PASS if own == other else FAIL
-        yield Line(verdict, f"classes of {name}", f"{len(own)}, the same by name" if own == other else f"{own} against {other}")
+        detail = f"{len(own)}, the same names in the same order" if own == other else f"{own} against the teacher's {other}"
+        yield Line(verdict, f"classes of {name}", detail)
 
 
 def _teacher(run: Recipe) -> Iterator[Line]:
     """The teacher is in eval, frozen, and as good as the config asks."""
     if run.teacher is None:
-        yield Line(PASS, "teacher", "the student's own deeper layers")
+        own = run.distiller.own_teacher
+        detail = "the student's own deeper layers" if own else "nothing is distilled: every alpha is 0 and distill has no term"
+        yield Line(PASS if own else LOOK, "teacher", detail)
         return
     net = run.teacher.net
     training = [name or "the network" for name, module in net.named_modules() if module.training]
     learning = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
-    yield Line(FAIL if training else PASS, "teacher in eval", f"{training[0]} is in training mode" if training else "all of it")
-    yield Line(FAIL if learning else PASS, "teacher frozen", f"{learning[0]} would learn" if learning else "all of it")
+    detail = f"{training[0]} is in training mode" if training else "none of its modules is in training mode"
+    yield Line(FAIL if training else PASS, "teacher in eval", detail)
+    detail = f"{learning[0]} would learn" if learning else "none of its weights would learn"
+    yield Line(FAIL if learning else PASS, "teacher frozen", detail)
     if run.config.teacher.source == "ema":
         yield Line(PASS, "teacher's own metric", "the average of the student's weights: nothing to measure yet")
         return
@@ -217,12 +230,15 @@ def _teacher_metrics(run: Recipe) -> Iterator[Line]:
         decode={name: options for name, options in decode_options(run.config).items() if name in tasks},
         channels_last=run.config.run.channels_last,
     )
+    for name in floors:
+        if name not in tasks:
+            yield Line(FAIL, f"teacher's {name}", "has a floor, but the teacher has no such task with the student's classes")
     for name, task in tasks.items():
         score = metrics[name][task.main_metric]
         shown = f"{task.main_metric} {'-' if score is None else f'{score:.1f}'} on {metrics['images']} validation images"
         floor = floors.get(name)
         if floor is None:
-            yield Line(PASS, f"teacher's {name}", f"{shown}; teacher.floor.{name} sets no least one")
+            yield Line(PASS, f"teacher's {name}", f"{shown}; no floor is set (teacher.floor.{name}=60 would ask for 60)")
         else:
             good = score is not None and score >= floor
             yield Line(PASS if good else FAIL, f"teacher's {name}", f"{shown}; teacher.floor.{name} asks {floor:g}")
@@ -230,6 +246,7 @@ def _teacher_metrics(run: Recipe) -> Iterator[Line]:
 
 def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
     """No loss is missing, not finite, or exactly 0."""
+    same_start = run.config.distils and run.config.teacher.source == "ema"  # the average is the student still
     for name in run.distiller.loss_names():
         loss = pass_.losses.get(name)
         if loss is None:
@@ -237,25 +254,43 @@ def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
         elif not loss.isfinite():
             yield Line(FAIL, name, f"is {float(loss.detach())}")
         elif float(loss.detach()) == 0:
-            hard = ".hard." in name
-            yield Line(LOOK if hard else FAIL, name, "is exactly 0" + (": nothing of it in this batch?" if hard else ""))
+            if ".hard." in name:
+                yield Line(LOOK, name, "is exactly 0: is there nothing of it in this batch?")
+            elif same_start:
+                yield Line(LOOK, name, "is exactly 0: the average is still the student itself")
+            else:
+                yield Line(FAIL, name, "is exactly 0: student and teacher give the same, or one of them is not used")
 
 
 def _pulls(run: Recipe, pass_: _Pass) -> Iterator[Line]:
-    """Each loss's share of the total and of the gradient; a loss that moves nothing in the student fails."""
+    """Each part's share of the total and of the gradient, with every weight where its schedule is largest; one that moves nothing
+    in the student fails."""
     total = float(pass_.total.detach())
     if not all(loss.isfinite() for loss in pass_.losses.values()):
         return
+    if not math.isfinite(total):
+        yield Line(FAIL, "total", f"is {total} though every loss is finite: a weight is too large")
+        return
     shares = gradient_report(pass_.weighted, run.distiller.shared)
-    for group, loss in by_part(pass_.weighted).items():
+    largest: dict[str, float] = {}
+    for name, weight in pass_.largest.items():
+        largest[by_part(name)] = max(weight, largest.get(by_part(name), 0.0))
+    for group, loss in parts(pass_.weighted).items():
         part = 100 * float(loss.detach()) / total if total else 0.0
         pull = shares.get(f"gradient/share/{group}", 0.0)
         detail = f"{part:.1f} % of the total, {pull:.1f} % of the gradient at the encoder's maps"
         hard = group.endswith(".hard")
-        if not _moves(loss, run.distiller.student):
+        if largest[group] == 0:
+            yield Line(LOOK, group, "its weight is 0 from beginning to end (alpha or ratio)")
+        elif float(loss.detach()) == 0:
+            continue  # _losses says so
+        elif not _moves(loss, run.distiller.student):
             yield Line(FAIL, group, f"moves no weight of the student ({detail})")
+        elif not hard and pull == 0:
+            yield Line(LOOK, group, f"{part:.1f} % of the total; acts before the encoder's maps, where its pull is not measured")
         elif not hard and (pull < LITTLE or pull > MUCH):
-            yield Line(LOOK, group, f"{detail}: {'next to nothing' if pull < LITTLE else 'next to everything'}; see its weight")
+            key = f"{group}.weight" if group.startswith("distill.") else f"tasks.{group}.weight"
+            yield Line(LOOK, group, f"{detail}: {'next to nothing' if pull < LITTLE else 'next to everything'}; see {key}")
         else:
             yield Line(PASS, group, detail)
 
@@ -289,10 +324,14 @@ def _optimizer(run: Recipe, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
     """The optimizer holds all that learns, and nothing of the teacher."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in run.distiller.named_parameters() if p.requires_grad and id(p) not in held]
-    yield Line(FAIL if missing else PASS, "optimizer", f"{missing[0]} is not in it" if missing else f"{len(held)} tensors, all")
+    yield Line(
+        FAIL if missing else PASS,
+        "optimizer",
+        f"{missing[0]} is not in it" if missing else f"holds all {len(held)} tensors that learn",
+    )
     if run.teacher is not None:
         foreign = [name for name, p in run.teacher.net.named_parameters() if id(p) in held]
-        detail = f"the teacher's {foreign[0]} is in it" if foreign else "apart"
+        detail = f"holds the teacher's {foreign[0]}" if foreign else "holds nothing of the teacher"
         yield Line(FAIL if foreign else PASS, "optimizer and teacher", detail)
 
 

@@ -56,7 +56,10 @@ def compare(layout: Layout, indices: np.ndarray, speakers: Mapping[str, Speaker]
 
 
 def _truth(sample: Sample, names: Mapping[str, tuple[str, ...]]) -> np.ndarray:
-    return panel(sample.image, mask=sample.mask, boxes=sample.boxes, classes=sample.classes, class_names=names)
+    shown: dict[str, Any] = {"mask": sample.mask} if "seg" in names else {}
+    if "det" in names:
+        shown |= {"boxes": sample.boxes, "classes": sample.classes}
+    return panel(sample.image, class_names=names, **shown)
 
 
 def _said(speaker: Speaker, layout: Layout, index: int, sample: Sample, device: torch.device) -> np.ndarray:

@@ -352,8 +352,10 @@ def _train(study: Any, plan: Plan, trial: Any, values: Values, folder: str) -> d
         tasks = {name: TASKS.get(name, f"tasks.{name}") for name in config.tasks}
         judge = Judge(trial, objective, tasks)
         metrics = train(config, overwrite=True, judge=judge)
-    except (UserError, MemoryError, torch.OutOfMemoryError) as error:  # other settings may need less memory
-        trial.set_user_attr("error", str(error) if isinstance(error, UserError) else "out of memory")
+    except Exception as error:  # one setting's fault must not end the search: others may need less memory, or may work
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        trial.set_user_attr("error", "out of memory" if memory else text)
         return {"state": TrialState.FAIL}
     if (measured := metrics or judge.metrics) is not None:
         trial.set_user_attr("metrics", headline(measured, tasks))
@@ -528,8 +530,7 @@ def _draw_key(panel: Any, rows: Rows, key: str, axis: Mapping[str, Any], best: i
     values = [row["values"][key] for row in rows]
     if "values" in axis:
         texts = [encode(value) for value in axis["values"]]
-        beside = [0.06 * (i % 5 - 2) for i in range(len(rows))]  # so that equal values do not hide one another
-        values = [texts.index(encode(value)) + shift for value, shift in zip(values, beside, strict=True)]
+        values = _spread([texts.index(encode(value)) for value in values])
         width = max(6, 48 // len(texts))
         panel.set_xticks(range(len(texts)), [_wrapped(shown(value), width) for value in axis["values"]], fontsize=8)
         panel.set_xlim(-0.5, len(texts) - 0.5)
@@ -537,12 +538,26 @@ def _draw_key(panel: Any, rows: Rows, key: str, axis: Mapping[str, Any], best: i
         low, high = axis["low"], axis["high"]
         if axis.get("log"):
             panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("{x:g}" if high / low < 10 else "")
+            panel.tick_params(axis="x", which="both", labelsize=8)
             margin = (high / low) ** 0.04
             panel.set_xlim(low / margin, high * margin)
         else:
             margin = (high - low) * 0.04
             panel.set_xlim(low - margin, high + margin)
     _dots(panel, rows, values, best)
+
+
+def _spread(places: Sequence[int]) -> list[float]:
+    """Equal places side by side, centred on their tick, so that they do not hide one another."""
+    seen: dict[int, int] = {}
+    found = []
+    for place in places:
+        found.append((place, seen.get(place, 0)))
+        seen[place] = seen.get(place, 0) + 1
+    gap = min(0.06, 0.7 / max(seen.values()))
+    return [place + gap * (k - (seen[place] - 1) / 2) for place, k in found]
 
 
 def _dots(panel: Any, rows: Rows, values: Sequence[float], best: int) -> None:

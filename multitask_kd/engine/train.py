@@ -47,6 +47,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
         if needed and Path(needed).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them")
     run, optimizer = ready(config)
+    proof = check_run(run, optimizer) if config.distils and config.train.check else None
+    if proof:
+        require(proof)
     if not resume:
         clear_folder(folder)  # after all that can be wrong with a config: a typo must not cost the run that is there
     c, o, device, student = config.train, config.train.optimizer, run.device, run.student
@@ -59,7 +62,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     step = state.load() if resume else 0
     if step == 0:
         write_text(folder / "config.yaml", dump(config))
-    proof = check_run(run, optimizer) if config.distils and c.check and step == 0 else None
 
     journal = RunLog(folder, step)
     progress = Progress(c.steps, step, folder.name)
@@ -71,7 +73,6 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     pulls: dict[str, float] = {}  # how hard each loss pulls at the encoder's maps
     announce(run, progress)
     if proof:
-        require(proof)
         for line in (line for line in proof.lines if line.verdict == LOOK):
             progress.say(f"look: {line.what}: {line.detail}")
         progress.say(closing_line(proof, run))
@@ -88,7 +89,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     group["lr"] = o.lr * lr_factor(step, c.steps, o.warmup, o.final_lr)
                 part = step / max(1, c.steps - 1)
                 run.distiller.at(part)
-                for _ in range(c.accumulate):
+                for part_of_step in range(c.accumulate):
                     before = time.perf_counter()
                     batch, messages = next(batches)
                     waited += time.perf_counter() - before
@@ -98,7 +99,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     with torch.autocast(device.type, amp, enabled=amp is not None):
                         losses = run.distiller(batch, view)
                     total, weighted = run.objective(losses, part, run.distiller.shared)
-                    if c.log_gradients and ((step + 1) % c.log_every == 0 or step + 1 == c.steps):
+                    if c.log_gradients and part_of_step == 0 and ((step + 1) % c.log_every == 0 or step + 1 == c.steps):
                         pulls = gradient_report(weighted, run.distiller.shared)
                     scaler.scale(total / c.accumulate).backward()
                     meter.add(losses, weighted)
@@ -127,6 +128,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                         "data/skipped": len(skipped),
                         **{f"schedule/{name}": value(part) for name, value in run.schedules.items()},
                         **pulls,
+                        **{f"balance/{group}": float(factor) for group, factor in run.objective.factors.items()},
                     }
                     journal.scalars("train", step, values)
                     progress.logged(step, values)
@@ -134,6 +136,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                 if evaluates:
                     metrics = run_evaluation(run, state.result(), journal, progress, step)
                     state.keep_best(metrics, step)
+                    for name, picture in draw(run, state.result(), run.config.eval.pictures).items():
+                        journal.picture(f"pictures/{name}", step, picture)
                     judged = bool(judge and not last and judge(step, metrics))
                     stop.requested |= judged
                 if saves:
@@ -142,8 +146,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     since, waited, timed = time.perf_counter(), 0.0, 0
             if stop.requested and step < c.steps:
                 state.save(step)
-                how = "as not worth more steps" if judged else f"go on with --config {folder / 'config.yaml'} --resume"
-                progress.say(f"stopped at step {step}; {how}")
+                how = f"; go on with --config {folder / 'config.yaml'} --resume" if judge is None else ""
+                progress.say(f"stopped at step {step}" + (", not worth more steps" if judged else how))
                 return None
     finally:
         progress.close()
@@ -208,11 +212,9 @@ def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
 
 
 def run_evaluation(run: Recipe, net: torch.nn.Module, journal: RunLog, progress: Progress, step: int) -> dict[str, Any]:
-    """Metrics on the validation set, written to the journal with pictures beside them."""
+    """Metrics on the validation set, written to the journal and shown."""
     metrics = evaluate_run(run, net)
     journal.scalars("val", step, flatten(metrics, "val"))
-    for name, picture in draw(run, net, run.config.eval.pictures).items():
-        journal.picture(f"pictures/{name}", step, picture)
     figures = "  ".join(f"{k} {'-' if v is None else f'{v:.1f}'}" for k, v in headline(metrics, run.tasks).items())
     progress.say(f"step {step}: validation on {metrics['images']} images: {figures}")
     return metrics
@@ -284,6 +286,7 @@ class State:
         self.run, self.optimizer, self.scaler, self.ema = run, optimizer, scaler, ema
         self.meter, self.folder = meter, folder
         self.best = float("-inf")
+        self.teacher = checkpoint.digest(run.teacher.net) if run.teacher and run.config.reads_teacher else None
         self.metrics: dict[str, Any] = {}
 
     def result(self) -> torch.nn.Module:
@@ -319,6 +322,7 @@ class State:
             "meter": self.meter.state(),
             "best": self.best,
             "random": checkpoint.random_state(),
+            "teacher": self.teacher,
         }
         checkpoint.save(self.folder / "last.pt", self._content(step) | {"resume": resume})
 
@@ -329,6 +333,11 @@ class State:
         if "resume" not in content:
             raise UserError(f"--resume: {path} holds a network but no state of training")
         resume = content["resume"]
+        if resume.get("teacher") != self.teacher:
+            raise UserError(
+                f"--resume: {self.run.config.teacher.path} holds other weights than when the run began; put the teacher back, or "
+                "start again with --overwrite"
+            )
         checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
         self.optimizer.load_state_dict(resume["optimizer"])
         self.scaler.load_state_dict(resume["scaler"])

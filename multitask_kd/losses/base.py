@@ -19,7 +19,8 @@ class SoftLoss(nn.Module):
     """
 
     tasks: tuple[str, ...] = ()  # for whose predictions it is written
-    maps: bool = False  # whether it compares feature maps [B,C,H,W] too
+    maps: bool = False  # whether it compares feature maps [B,C,H,W] too, brought to one size and to the same channels
+    same_channels: bool = True  # False: it compares maps of any channels, and a term aligns sizes only
     norm: bool = False  # whether feature maps are normalised, each channel over the batch, before it sees them
     scheduled: tuple[str, ...] = ()  # options that a schedule may change while training; attributes of the same names
 
@@ -29,6 +30,12 @@ class SoftLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
         """Two predictions or maps of equal shape, and for predictions the task's part of ``Batch.targets`` -> scalar, float32."""
         raise NotImplementedError
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Raise ValueError where a temperature is not a number above 0 that can be squared."""
+    if not 0 < value <= 1e6:
+        raise ValueError(f"{name}: {value} is not above 0" if not value > 0 else f"{name}: {value} is above 1e6")
 
 
 def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LOSSES, SoftLoss, same_shape
+from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 
 @LOSSES.register("cwd")
@@ -25,8 +25,7 @@ class CWD(SoftLoss):
 
     def __init__(self, *, tau: float = 1.0):
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f"tau: {tau} is not above 0")
+        check_temperature("tau", tau)
         self.tau = tau
 
     def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .base import LOSSES, SoftLoss, same_shape
+from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 
 @LOSSES.register("det_mse")
 class DetMSE(SoftLoss):
-    """T * mean (s-t)^2 over cells and over box [...,0:4], objectness [...,4] and classes [...,5:] of [B,N,4+1+C].
+    """temperature * mean (s-t)^2 over cells and over box [...,0:4], objectness [...,4] and classes [...,5:] of [B,N,4+1+C].
 
     form: "raw" compares the outputs as they are; "probability" objectness and classes after the sigmoid; "decoded" that and
     boxes as offset and size in strides.
@@ -25,8 +25,7 @@ class DetMSE(SoftLoss):
 
     def __init__(self, *, temperature: float = 1.0, form: str = "raw", weighting: str = "none"):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: {temperature} is not above 0")
+        check_temperature("temperature", temperature)
         if form not in ("raw", "probability", "decoded"):
             raise ValueError(f"form: '{form}' is none of raw, probability, decoded")
         if weighting not in ("none", "teacher"):

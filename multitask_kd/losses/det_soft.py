@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from .base import LOSSES, SoftLoss, same_shape
+from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 
 @LOSSES.register("det_soft")
@@ -45,8 +45,7 @@ class DetSoft(SoftLoss):
             raise ValueError("objectness, classification, box: every weight is 0, so nothing would be learnt")
         if not 0 <= confidence < 1:
             raise ValueError(f"confidence: {confidence} is not in [0, 1)")
-        if not temperature > 0:
-            raise ValueError(f"temperature: {temperature} is not above 0")
+        check_temperature("temperature", temperature)
         self.objectness, self.classification, self.box = objectness, classification, box
         self.confidence, self.temperature = confidence, temperature
 

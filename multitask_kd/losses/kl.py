@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..batch import IGNORE
-from .base import LOSSES, SoftLoss, same_shape
+from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 
 @LOSSES.register("kl")
 class KL(SoftLoss):
-    """T^2 * KL(softmax(t/T) || softmax(s/T)) over the class dimension of [B,C,H,W] or [B,C].
+    """T^2 * KL(softmax(t/T) || softmax(s/T)), T the temperature, over the class dimension of [B,C,H,W] or [B,C].
 
     reduction: "pixel" divides by the number of counted pixels (the scale of cross-entropy), "mean" by all elements B*C*H*W
     (C times weaker), "batchmean" by B only (H*W times stronger).
@@ -26,8 +26,7 @@ class KL(SoftLoss):
 
     def __init__(self, *, temperature: float = 1.0, reduction: str = "pixel", skip_ignored: bool = False):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: {temperature} is not above 0")
+        check_temperature("temperature", temperature)
         if reduction not in ("pixel", "mean", "batchmean"):
             raise ValueError(f"reduction: '{reduction}' is none of pixel, mean, batchmean")
         self.temperature = temperature
