@@ -23,8 +23,12 @@ class StudyRun(Section):
     """key=value changes; {dir} stands for the study's folder."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     """Seeds of this network; null takes the study's. A teacher usually has one."""
-    against: str | None = None
-    """The run that this one is compared with, seed by seed: its control."""
+    against: str | tuple[str, ...] | None = None
+    """The run that this one is compared with, seed by seed: its control; or several."""
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        return (self.against,) if isinstance(self.against, str) else self.against or ()
 
 
 class Study(Section):
@@ -51,8 +55,9 @@ class Study(Section):
     @model_validator(mode="after")
     def _controls_exist(self) -> Study:
         for name, run in self.runs.items():
-            if run.against is not None and run.against not in self.runs:
-                raise ValueError(f"runs.{name}.against: there is no run '{run.against}'; {did_you_mean(run.against, self.runs)}")
+            for control in run.controls:
+                if control not in self.runs:
+                    raise ValueError(f"runs.{name}.against: there is no run '{control}'; {did_you_mean(control, self.runs)}")
         return self
 
 

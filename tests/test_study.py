@@ -10,9 +10,9 @@ from multitask_kd.errors import UserError
 from multitask_kd.models.multitask import count_parameters
 
 ROWS = [
-    {"name": "alone", "against": None, "seeds": [0, 1, 2], "mIoU": [10.0, 20.0, 30.0], "mAP": [1.0, 2.0, 3.0]},
-    {"name": "taught", "against": "alone", "seeds": [2, 0], "mIoU": [33.0, 14.0], "mAP": [3.5, 1.25]},
-    {"name": "seg only", "against": "taught", "seeds": [2], "mIoU": [30.0]},
+    {"name": "alone", "against": [], "seeds": [0, 1, 2], "mIoU": [10.0, 20.0, 30.0], "mAP": [1.0, 2.0, 3.0]},
+    {"name": "taught", "against": ["alone"], "seeds": [2, 0], "mIoU": [33.0, 14.0], "mAP": [3.5, 1.25]},
+    {"name": "seg only", "against": ["taught", "alone"], "seeds": [2], "mIoU": [30.0]},
 ]
 
 
@@ -22,12 +22,13 @@ def test_gains_are_differences_of_the_same_seed():
     assert found == [
         {"name": "taught", "against": "alone", "mIoU": [3.0, 4.0], "mAP": [0.5, 0.25]},
         {"name": "seg only", "against": "taught", "mIoU": [-3.0]},
+        {"name": "seg only", "against": "alone", "mIoU": [0.0]},
     ]
 
 
 def test_a_figure_that_was_not_measured_leaves_a_gap():
     row = {
-        "against": None,
+        "against": [],
         "seeds": [0, 1],
         "labelled_images": 1,
         "unlabelled_images": 0,

@@ -107,7 +107,7 @@ def describe(name: str, study: Study, configs: Mapping[int, Config], results: Ma
     }
     return {
         "name": name,
-        "against": study.runs[name].against,
+        "against": list(study.runs[name].controls),
         "seeds": list(configs),
         "labelled_images": content["labelled_images"],
         "unlabelled_images": content["unlabelled_images"],
@@ -127,23 +127,17 @@ def step_ms(config: Config) -> float | None:
 
 
 def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each run minus its control, seed by seed."""
+    """Each run minus each of its controls, seed by seed."""
     by_name = {row["name"]: row for row in rows}
-    found = []
-    for row in rows:
-        if row["against"] is None:
-            continue
-        control = by_name[row["against"]]
-        pairs = [(row["seeds"].index(s), control["seeds"].index(s)) for s in row["seeds"] if s in control["seeds"]]
-        found.append(
-            {"name": row["name"], "against": control["name"]}
-            | {
-                key: [_difference(row[key][i], control[key][j]) for i, j in pairs]
-                for key in FIGURES
-                if key in row and key in control
-            }
-        )
-    return found
+    return [_gain(row, by_name[name]) for row in rows for name in row["against"]]
+
+
+def _gain(row: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = [(row["seeds"].index(s), control["seeds"].index(s)) for s in row["seeds"] if s in control["seeds"]]
+    figures = {
+        key: [_difference(row[key][i], control[key][j]) for i, j in pairs] for key in FIGURES if key in row and key in control
+    }
+    return {"name": row["name"], "against": control["name"], **figures}
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
