@@ -3,8 +3,9 @@
 import pytest
 
 from multitask_kd.config import parse
-from multitask_kd.engine.bench import bench
+from multitask_kd.engine.bench import bench, step_times
 from multitask_kd.engine.train import train
+from multitask_kd.errors import UserError
 
 
 def config(root, name, **changes):
@@ -53,3 +54,12 @@ def test_every_part_is_timed(figures):
     assert -0.5 < figures["tapped_step_overhead"] < 0.5 and len(figures["tapped_step_overhead_rounds"]) == 1
     # what a step does cannot cost less than its largest part, by far
     assert figures["bare_loop_ms"] > 0.5 * parts["student forward"]
+
+
+def test_step_times_are_of_every_config_and_over_the_first(tmp_path):
+    alone = config(tmp_path, "alone")
+    rows = step_times({"alone": alone, "again": alone}, steps=2, rounds=3)
+    assert [row["name"] for row in rows] == ["alone", "again"] and rows[0]["over_first"] == 1.0
+    assert all(row["step_ms"] > 0 for row in rows) and 0.1 < rows[1]["over_first"] < 10
+    with pytest.raises(UserError, match="both must be at least 1"):
+        step_times({"alone": alone}, steps=0)

@@ -38,6 +38,7 @@ ALLOWED = {
 # files that may import more than their part: the loop names the type it is given, study and search read their own kind of config
 MORE = {
     "engine/train.py": {"config"},
+    "engine/bench.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},
 }

@@ -9,7 +9,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from ..batch import Batch
 from ..build import Recipe, recipe
 from ..checkpoint import seed_everything
+from ..config import Config
 from ..distill.taps import Tapped
 from ..errors import UserError
 from ..precision import resolve_amp
@@ -28,7 +29,7 @@ from .train import train
 SETTLE = 10  # steps of every block that are not timed
 
 
-def bench(config: Any, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]:
+def bench(config: Config, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]:
     """Time ``rounds`` times: ``steps`` steps of ``train``, then of the bare loop of the same modules on ready batches.
 
     Returns milliseconds and ratios. ``step_over_bare_loop``: the mean step of the one over the mean step of the other, median
@@ -75,6 +76,36 @@ def bench(config: Any, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]:
     }
 
 
+def step_times(configs: Mapping[str, Config], *, steps: int = 10, rounds: int = 5) -> list[dict[str, Any]]:
+    """Milliseconds of a bare step of every config, in turns, so that a machine's moods meet them all alike.
+
+    Returns a row a config: ``name``, ``step_ms`` (median over rounds of the mean of ``steps`` steps), ``over_first``: that over the
+    first config's of the same round, median. Raises UserError for steps or rounds below 1.
+    """
+    if steps < 1 or rounds < 1:
+        raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
+    loops = {}
+    for name, config in configs.items():
+        seed_everything(config.run.seed)
+        run = recipe(config)
+        if config.run.channels_last:
+            run.distiller.to(memory_format=torch.channels_last)
+        loops[name] = _BareLoop(run, _ready(run, 2))
+    spent: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            spent[name].append(_mean_ms(loop.step, steps, settle=3))
+    first = next(iter(spent.values()))
+    return [
+        {
+            "name": name,
+            "step_ms": statistics.median(times),
+            "over_first": statistics.median(a / b for a, b in zip(times, first, strict=True)),
+        }
+        for name, times in spent.items()
+    ]
+
+
 def _ready(run: Recipe, count: int) -> list[Batch]:
     """The first batches of the run, on the device."""
     last = run.config.run.channels_last
@@ -87,8 +118,8 @@ def _sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _mean_ms(work: Callable[[], Any], times: int) -> float:
-    for _ in range(SETTLE):
+def _mean_ms(work: Callable[[], Any], times: int, settle: int = SETTLE) -> float:
+    for _ in range(settle):
         work()
     began = time.perf_counter()
     for _ in range(times):
@@ -96,7 +127,7 @@ def _mean_ms(work: Callable[[], Any], times: int) -> float:
     return 1000 * (time.perf_counter() - began) / times
 
 
-def _train_step(config: Any, steps: int) -> float:
+def _train_step(config: Config, steps: int) -> float:
     """Mean milliseconds of ``steps`` steps of the real loop, from its own log, in a folder that is thrown away."""
     settle = -(-SETTLE // steps) * steps  # the log's first lines
     with tempfile.TemporaryDirectory() as folder:
