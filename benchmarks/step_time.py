@@ -1,4 +1,4 @@
-"""Time a bare training step of every network of a study, in turns: python benchmarks/step_time.py configs/studies/NAME.yaml [--save]"""
+"""Time the bare step of every network of a study, in turns: python benchmarks/step_time.py configs/studies/NAME.yaml [--save]"""
 
 import argparse
 import json
