@@ -70,10 +70,11 @@ class Objective:
         if self.balance is not None:
             group = self.balance.group
             counted = {name: loss for name, loss in weighted.items() if weights[name] > 0}
-            self.factors = self.balance.factors(grouped(counted, group), shared)
-            weighted = {name: self.factors.get(group(name), 1.0) * loss for name, loss in weighted.items()}
-            if (penalty := self.balance.penalty(self.factors)) is not None:
+            factors = self.balance.factors(grouped(counted, group), shared)
+            weighted = {name: factors.get(group(name), 1.0) * loss for name, loss in weighted.items()}
+            if (penalty := self.balance.penalty(factors)) is not None:
                 weighted["balance"] = penalty
+            self.factors = {name: f.detach() if isinstance(f, Tensor) else f for name, f in factors.items()}
         return sum(weighted.values()), weighted
 
 
