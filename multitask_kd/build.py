@@ -13,7 +13,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .batch import Batch
-from .build_distill import build_balance, build_distiller, build_objective, build_soft, compared_heads, soft_loss, teacher_taps
+from .build_distill import (
+    build_balance,
+    build_distiller,
+    build_objective,
+    build_soft,
+    compared_heads,
+    show_nothing,
+    soft_loss,
+    teacher_taps,
+)
 from .checkpoint import load as load_checkpoint
 from .checkpoint import load_weights
 from .config import Config
@@ -251,11 +260,6 @@ class Recipe:
         return val_loader(config, self.val_layout, config.data.input_size, number, self.device, workers)
 
 
-def _nothing(config: Config) -> torch.Tensor:
-    """One black image of the network's size."""
-    return torch.zeros(1, 3, *config.data.input_size)
-
-
 def decode_options(config: Config) -> dict[str, dict[str, Any]]:
     """The post-processing options of each task."""
     return {name: dict(task.decode) for name, task in config.tasks.items()}
@@ -292,9 +296,7 @@ def recipe(config: Config) -> Recipe:
         share=config.data.labelled_share,
     )
     net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
-    with torch.no_grad():
-        told(f"data.input_size: the network cannot take {list(config.data.input_size)}", net.eval(), _nothing(config))
-    net.train()
+    show_nothing(net, config.data.input_size, "network")
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
     if not config.distils and not all(pool.labelled for pool in pools):
         raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")
@@ -302,7 +304,7 @@ def recipe(config: Config) -> Recipe:
     with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training sees
         if taught_from:
             taught_by = teacher(config, taught_from, train_layout.classes, on)
-        elif config.distils and config.teacher.source == "ema":
+        elif config.taught_by_average:
             taught_by = own_average(config, net, parts, on)
         distiller, schedules = build_distiller(config, net.to(on), parts, taught_by)
     objective = build_objective(config, distiller, schedules)

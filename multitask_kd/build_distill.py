@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from .config import Config, Section, parse_schedule
 from .distill.balance import BALANCES, Balance
@@ -75,12 +76,7 @@ def schedule(value: Any) -> Schedule:
 
 def compared_heads(config: Config) -> set[str]:
     """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same."""
-    found = set()
-    for term in config.distill.values():
-        task = term.student.removeprefix("heads.")
-        if f"heads.{task}" == term.student == term.teacher_path and task in config.tasks and term.align != "conv":
-            found.add(task)
-    return found
+    return {term.head for term in config.distill.values() if term.head in config.tasks and term.align != "conv"}
 
 
 def teacher_taps(config: Config) -> list[str]:
@@ -129,12 +125,19 @@ def _cross_head(name: str, section: Any, net: MultiTaskNet, taught_by: Teacher) 
     return CrossHead(taught_by.net.heads[name], levels, net.neck.width, taught_by.net.neck.width)
 
 
+def show_nothing(net: nn.Module, size: Sequence[int], who: str) -> None:
+    """One black image of ``size`` through ``net``, in eval. Raises UserError where the network cannot take it."""
+    training, image = net.training, torch.zeros(1, 3, *size, device=next(net.parameters()).device)
+    with torch.no_grad():
+        told(f"data.input_size: the {who} cannot take {list(size)}", net.eval(), image)
+    net.train(training)
+
+
 def _tap_shapes(
     config: Config, net: MultiTaskNet, taught_by: Teacher | None
 ) -> tuple[dict[tuple[str, str], tuple[Any, int]], dict[str, set[str]]]:
     """By (side, path), what every tap of ``distill`` puts out for one image, and how often it fires in one pass; and by side the
     taps that a module after them writes over."""
-    image = torch.zeros(1, 3, *config.data.input_size, device=next(net.parameters()).device)
     own, other = [t.student for t in config.distill.values()], teacher_taps(config)
     if taught_by is None:  # its own deeper layers teach, through the same hooks
         sides = {"student": (net, [*own, *other]), "teacher": (net, other)}
@@ -143,10 +146,9 @@ def _tap_shapes(
     found: dict[tuple[str, str], tuple[Any, int]] = {}
     overwritten: dict[str, set[str]] = {}
     for side, (model, paths) in sides.items() if config.distill else ():
-        training, tapped = model.training, Tapped(model, paths)
-        with torch.no_grad(), tapped as taps:
-            told(f"data.input_size: the {side} cannot take {list(config.data.input_size)}", model.eval(), image)
-        model.train(training)
+        tapped = Tapped(model, paths)
+        with tapped as taps:
+            show_nothing(model, config.data.input_size, side)
         overwritten[side] = set(tapped.overwritten())
         for path in sorted(overwritten[side]):
             log.info("distill: the %s's %s is written over by a module after it; it is copied before that", side, path)
@@ -170,13 +172,12 @@ def _term(
         tap = shapes[side, path][0]
         if isinstance(tap, torch.Tensor) and tap.shape[:1] != (1,):
             raise UserError(f"{where}.{side}: '{path}' puts out {list(tap.shape)} for one image (windows?); tap a module around it")
-    task = paths["student"].removeprefix("heads.")
-    head = task in known_tasks and all(path == f"heads.{task}" for path in paths.values())
-    if head and task in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
+    head = section.head in known_tasks
+    if head and section.head in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
         own, other = (list(shapes[side, path][0].shape[1:]) for side, path in paths.items())
         if own != other:
             raise UserError(f"{where}: {path} of the student puts out {own}, of the teacher {other}; both need the same strides")
-        return Term(*paths.values(), loss, None, align=False, size=section.size, task=task)
+        return Term(*paths.values(), loss, None, align=False, size=section.size, task=section.head)
     if not loss.maps:
         fits = f"heads.{' or heads.'.join(loss.tasks)}, without align, norm and size,"
         raise UserError(f"{where}.loss: '{section.loss}' compares predictions; tap {fits} on both sides")

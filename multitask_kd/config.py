@@ -318,6 +318,12 @@ class Term(Section):
     def teacher_path(self) -> str:
         return self.teacher or self.student
 
+    @property
+    def head(self) -> str | None:
+        """The task whose head is tapped on both sides; None where anything else is."""
+        same = self.student.startswith("heads.") and self.teacher_path == self.student
+        return self.student.removeprefix("heads.") if same else None
+
 
 class Teacher(Section):
     """The frozen network that teaches."""
@@ -436,6 +442,11 @@ class Config(Section):
     def reads_teacher(self) -> bool:
         """Whether the teacher is a file."""
         return self.distils and self.teacher.source == "checkpoint"
+
+    @property
+    def taught_by_average(self) -> bool:
+        """Whether the teacher is the average of the student's own weights."""
+        return self.distils and self.teacher.source == "ema"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 
 from ..batch import Batch
-from ..build import Recipe, recipe
-from ..checkpoint import seed_everything
+from ..build import Recipe
 from ..config import Config
 from ..distill.taps import Tapped
 from ..errors import UserError
 from ..precision import resolve_amp
 from .machine import machine
 from .optim import Ema, make_optimizer
-from .train import train
+from .train import ready, train
 
 SETTLE = 10  # steps of every block that are not timed
 
@@ -40,13 +39,8 @@ def bench(config: Config, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]
     """
     if steps < 1 or rounds < 1:
         raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    seed_everything(config.run.seed)
     endless = config.train.model_copy(update={"steps": 10**6})
-    run = recipe(config.model_copy(update={"train": endless}))
-    if config.run.channels_last:
-        run.distiller.to(memory_format=torch.channels_last)
+    run, _ = ready(config.model_copy(update={"train": endless}))
     loader = _loader_rate(run)
     batches = _ready(run, 8)
     bare = _BareLoop(run, batches)
@@ -86,10 +80,7 @@ def step_times(configs: Mapping[str, Config], *, steps: int = 10, rounds: int = 
         raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
     loops = {}
     for name, config in configs.items():
-        seed_everything(config.run.seed)
-        run = recipe(config)
-        if config.run.channels_last:
-            run.distiller.to(memory_format=torch.channels_last)
+        run, _ = ready(config)
         loops[name] = _BareLoop(run, _ready(run, 2))
     spent: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
@@ -195,7 +186,7 @@ class _BareLoop:
             whole = _mean_ms(self.step, steps)
             with self._without_terms():
                 least = _mean_ms(self.step, steps)
-            own = sum(ms for name, ms in self._terms(steps).items())
+            own = sum(self._terms(steps).values())
             found.append((whole - least - own) / least)
         return {"tapped_step_overhead": statistics.median(found), "tapped_step_overhead_rounds": found}
 

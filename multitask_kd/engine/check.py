@@ -213,7 +213,7 @@ def _teacher(run: Recipe) -> Iterator[Line]:
     yield Line(FAIL if training else PASS, "teacher in eval", detail)
     detail = f"{learning[0]} would learn" if learning else "none of its weights would learn"
     yield Line(FAIL if learning else PASS, "teacher frozen", detail)
-    if run.config.teacher.source == "ema":
+    if run.config.taught_by_average:
         yield Line(PASS, "teacher's own metric", "the average of the student's weights: nothing to measure yet")
         return
     yield from _teacher_metrics(run)
@@ -246,7 +246,6 @@ def _teacher_metrics(run: Recipe) -> Iterator[Line]:
 
 def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
     """No loss is missing, not finite, or exactly 0."""
-    same_start = run.config.distils and run.config.teacher.source == "ema"  # the average is the student still
     for name in run.distiller.loss_names():
         loss = pass_.losses.get(name)
         if loss is None:
@@ -256,7 +255,7 @@ def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
         elif float(loss.detach()) == 0:
             if ".hard." in name:
                 yield Line(LOOK, name, "is exactly 0: is there nothing of it in this batch?")
-            elif same_start:
+            elif run.config.taught_by_average:
                 yield Line(LOOK, name, "is exactly 0: the average is still the student itself")
             else:
                 yield Line(FAIL, name, "is exactly 0: student and teacher give the same, or one of them is not used")
@@ -303,10 +302,15 @@ def _moves(loss: Tensor, student: nn.Module) -> bool:
     return any(part is not None and bool(part.any()) for part in parts)
 
 
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    """The identities of the tensors that an optimizer changes."""
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
 def _adapters(run: Recipe, pass_: _Pass, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
     """What learns besides the student gets a gradient and is in the optimizer."""
     pass_.total.backward()
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = _held(optimizer)
     for name, module in run.distiller.adapters().items():
         named = dict(module.named_parameters())
         outside = [key for key, p in named.items() if id(p) not in held]
@@ -322,7 +326,7 @@ def _adapters(run: Recipe, pass_: _Pass, optimizer: torch.optim.Optimizer) -> It
 
 def _optimizer(run: Recipe, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
     """The optimizer holds all that learns, and nothing of the teacher."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = _held(optimizer)
     missing = [name for name, p in run.distiller.named_parameters() if p.requires_grad and id(p) not in held]
     yield Line(
         FAIL if missing else PASS,

@@ -332,7 +332,7 @@ def run_trial(study: Any, plan: Plan, place: int) -> dict[str, Any]:
     text = setting(values)
     print(f"\n== trial {place} of {search.total()}: {text}", flush=True)
     began = time.perf_counter()
-    ending = _train(study, plan, trial, values, f"{search.dir}/trials/{place:03d}")
+    ending = _train(plan, trial, values, f"{search.dir}/trials/{place:03d}")
     trial.set_user_attr("seconds", round(time.perf_counter() - began, 1))
     study.tell(trial, **ending)
     row = row_of(latest(study)[place], search)
@@ -341,7 +341,7 @@ def run_trial(study: Any, plan: Plan, place: int) -> dict[str, Any]:
     return row
 
 
-def _train(study: Any, plan: Plan, trial: Any, values: Values, folder: str) -> dict[str, Any]:
+def _train(plan: Plan, trial: Any, values: Values, folder: str) -> dict[str, Any]:
     """How the trial ended, in the words of ``study.tell``."""
     from optuna.trial import TrialState
 

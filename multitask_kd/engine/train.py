@@ -55,8 +55,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     c, o, device, student = config.train, config.train.optimizer, run.device, run.student
     amp = resolve_amp(c.amp, device, "train.amp")
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    taught_by_average = config.distils and config.teacher.source == "ema"
-    ema = Ema(student, c.ema, run.teacher.net if taught_by_average else None) if c.ema else None
+    ema = Ema(student, c.ema, run.teacher.net if config.taught_by_average else None) if c.ema else None
     meter = LossMeter()
     state = State(run, optimizer, scaler, ema, meter, folder)
     step = state.load() if resume else 0
