@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
-COMPONENTS = {"losses", "tasks", "models", "metrics", "data"} | LEAVES
+COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources"} | LEAVES
 BUILT = COMPONENTS | {"atomic", "build", "build_distill", "distill", "checkpoint", "precision", "report"}
 
 # a part of the package -> the parts it may import, besides itself
@@ -26,6 +26,7 @@ ALLOWED = {
     "data": LEAVES | {"atomic"},
     "metrics": {"batch", "errors"},
     "models": LEAVES,
+    "sources": LEAVES,
     "losses": LEAVES,
     "tasks": {"models", "metrics"} | LEAVES,
     "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,

@@ -120,6 +120,30 @@ def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> 
         raise UserError(f"{option}: '{missing[0]}' is missing from '{folder}' (missing: {len(missing)} of {total} files); {hint}")
 
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def list_images(folder: str, option: str) -> list[str]:
+    """Image files under ``folder`` and its subfolders, relative to it with "/", sorted; hidden files and folders are passed over.
+
+    Raises UserError naming ``option`` when the folder is absent or holds none.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{option}: folder '{folder}' does not exist; check the path and `root`")
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        place = os.path.relpath(parent, folder)
+        found += [
+            os.path.normpath(os.path.join(place, name)).replace(os.sep, "/")
+            for name in files
+            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+        ]
+    if not found:
+        raise UserError(f"{option}: there are no images ({', '.join(IMAGE_ENDINGS)}) under '{folder}'")
+    return sorted(found)
+
+
 def decode_image(path: str) -> np.ndarray:
     """uint8 [H,W,3] RGB of an 8-bit image; grey is repeated, alpha is dropped.
 
