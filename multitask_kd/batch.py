@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,21 +27,33 @@ class Batch:
         det: ``boxes`` float [B,M,4] x1,y1,x2,y2 in pixels of the batch, ``classes`` long [B,M] (PAD, CROWD), ``labelled`` bool [B].
     indices: long [B], the images' places in their data set.
     truths: evaluation only: one ``Truth`` an image, labels at the original size. Stays on the host.
+    views: by (H, W), the same images at the sizes of teachers that see more than the student does.
     """
 
     images: Tensor
     targets: Targets = field(default_factory=dict)
     indices: Tensor | None = None
     truths: list[Any] | None = None
+    views: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
         """The batch on ``device``. uint8 images travel as bytes and become float [0,1] there."""
-        images = self.images.to(device, non_blocking=True)
-        if images.dtype == torch.uint8:
-            images = images.float().div_(255)
         # images leave the loader as [B,H,W,C] in memory, which is channels_last: the other layout needs a copy
-        images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        return replace(self, images=images, targets=_each(self.targets, lambda t: t.to(device, non_blocking=True)))
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+
+        def moved(images: Tensor) -> Tensor:
+            images = images.to(device, non_blocking=True)
+            images = images.float().div_(255) if images.dtype == torch.uint8 else images
+            return images.contiguous(memory_format=memory)
+
+        views = {size: moved(images) for size, images in self.views.items()}
+        targets = _each(self.targets, lambda t: t.to(device, non_blocking=True))
+        return replace(self, images=moved(self.images), targets=targets, views=views)
+
+    def of(self, rows: Tensor) -> Batch:
+        """The images of ``rows`` (long) alone, with their targets; without truths and views."""
+        targets = _each(self.targets, lambda t: t[rows])
+        return Batch(self.images[rows], targets, None if self.indices is None else self.indices[rows.to(self.indices.device)])
 
     def __getstate__(self) -> dict[str, Any]:
         """What leaves a loader process. Small tensors go in the message itself: each shared one costs a question and answer
@@ -53,7 +65,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """In page-locked memory. The loader's pinning thread leaves classes without this method as they are."""
-        return replace(self, images=self.images.pin_memory(), targets=_each(self.targets, Tensor.pin_memory))
+        views = {size: images.pin_memory() for size, images in self.views.items()}
+        return replace(self, images=self.images.pin_memory(), targets=_each(self.targets, Tensor.pin_memory), views=views)
 
 
 SMALL = 2**14  # bytes
@@ -71,15 +84,41 @@ def _each(targets: dict[str, dict[str, Any]], change: Callable[[Any], Any]) -> d
     return {task: {key: change(value) for key, value in target.items()} for task, target in targets.items()}
 
 
+class Found(NamedTuple):
+    """A detector's finished detections, padded, best first.
+
+    boxes [B,M,4] x1,y1,x2,y2 in pixels, scores [B,M] in [0,1], classes long [B,M] (PAD where there is none).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+class Dense(NamedTuple):
+    """A detector's predictions at its own places, before suppression.
+
+    boxes [B,A,4] x1,y1,x2,y2 in pixels, scores [B,A,C] in [0,1]; where they come from, None where that is not known: places [A,2]
+    x,y in pixels, strides [A].
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    places: Tensor | None = None
+    strides: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class View:
     """What any model, teacher or student, shows a loss.
 
-    preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C].
+    preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C], or, of a teacher, ``Found``.
     taps: features by dotted module path.
     shared: the encoder's maps that the neck, and so every task, reads.
+    silent: of a teacher, by task: where it says nothing, bool [B,h,w] or [B,N]; a task that is missing is spoken of everywhere.
     """
 
-    preds: dict[str, Tensor]
+    preds: dict[str, Any]
     taps: dict[str, Tensor] = field(default_factory=dict)
     shared: tuple[Tensor, ...] = ()
+    silent: dict[str, Tensor] = field(default_factory=dict)

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .batch import Batch
-from .build_distill import (
-    build_balance,
-    build_distiller,
-    build_objective,
-    build_soft,
-    compared_heads,
-    show_nothing,
-    soft_loss,
-    teacher_taps,
-)
-from .checkpoint import load as load_checkpoint
-from .checkpoint import load_weights
-from .config import Config
+from .build_distill import build_balance, build_distiller, build_objective, build_soft, show_nothing, soft_loss
+from .build_net import arch, check_classes, from_checkpoint, network, tasks  # noqa: F401  (build is the engine's one door)
+from .build_teacher import build_teachers, check_teachers, read_teachers
+from .config import Config, DataSet
 from .data import loader as data_loader
 from .data.base import LAYOUTS, Layout
+from .data.sets import Member, Sets, pools
 from .data.transforms import TrainTransform
 from .distill.distiller import Distiller
 from .distill.objective import Objective
 from .distill.schedules import Schedule
 from .distill.taps import Tapped
-from .distill.teacher import Teacher
+from .distill.teacher import Teachers
 from .errors import UserError, told
-from .models.backbones import build_encoder, check_encoder
+from .models.backbones import check_encoder
 from .models.multitask import MultiTaskNet
 from .precision import resolve_amp
 from .registry import check_options
@@ -46,11 +38,16 @@ log = logging.getLogger(__name__)
 
 def check(config: Config) -> None:
     """Every name and option of the config, before anything is read. Raises UserError naming the key."""
-    for key in ("train", "val"):
-        section = dict(getattr(config.data, key))
-        if not isinstance(section.get("layout"), str):
-            raise UserError(f"data.{key}: needs layout; known: {', '.join(LAYOUTS.names())}")
-        LAYOUTS.check(section.pop("layout"), section, f"data.{key}")
+    for split in ("train", "val"):
+        for name, section in config.data.sets(split).items():
+            where, options = set_place(config, split, name), dict(section.layout)
+            if not isinstance(options.get("layout"), str):
+                raise UserError(f"{where}: needs layout; known: {', '.join(LAYOUTS.names())}")
+            LAYOUTS.check(options.pop("layout"), options, where)
+            for key, given in (("tasks", section.tasks or ()), ("rename", section.rename)):
+                for task in given:
+                    TASKS.get(task, f"{where}.{key}")
+    check_teachers(config)
     check_encoder(config.model.encoder)
     for name, section in config.tasks.items():
         _check_task(name, section, config.model.width, config.model.strides)
@@ -85,7 +82,7 @@ def _check_paths(config: Config) -> None:
         net = network(arch(config, {name: ("a", "b") for name in config.tasks}))
     for name, section in config.distill.items():
         Tapped(net, [section.student], f"distill.{name}.student")
-        if config.teacher.source != "checkpoint":
+        if config.teacher and config.teacher.is_own:
             Tapped(net, [section.teacher_path], f"distill.{name}.teacher")
 
 
@@ -104,8 +101,28 @@ def device(name: str) -> torch.device:
     return found
 
 
-def layout(section: Mapping[str, Any], where: str) -> Layout:
-    options = dict(section)
+def set_place(config: Config, split: str, name: str) -> str:
+    """Where a set stands in the config: data.train, or data.train.<name> where there are several."""
+    return f"data.{split}" + (f".{name}" if isinstance(getattr(config.data, split), list) else "")
+
+
+def layout(config: Config, split: str) -> Sets:
+    """The sets of ``data.train`` or ``data.val``, opened. Raises UserError."""
+    sections = config.data.sets(split)
+    opened = {name: _open(section, set_place(config, split, name)) for name, section in sections.items()}
+    members = {name: _set_member(section, opened[name], config) for name, section in sections.items()}
+    try:
+        found = Sets(members, config.data.labelled_seed)
+    except UserError as error:  # begins with the set's name
+        several = isinstance(getattr(config.data, split), list)
+        raise UserError(f"data.{split}." + (str(error) if several else str(error).partition(".")[2])) from None
+    for fault, count in found.faults.items():
+        log.warning("data.%s: %d %s", split, count, fault)
+    return found
+
+
+def _open(section: DataSet, where: str) -> Layout:
+    options = dict(section.layout)
     kind = LAYOUTS.get(options.pop("layout"), where)
     check_options(kind, options, where)
     try:
@@ -114,105 +131,14 @@ def layout(section: Mapping[str, Any], where: str) -> Layout:
         raise UserError(f"{where}.{error}") from None
     if len(found) == 0:
         raise UserError(f"{where}: the data set has no images")
-    for fault, count in found.faults.items():
-        log.warning("%s: %d %s", where, count, fault)
     return found
 
 
-def check_classes(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]], tasks: Sequence[str], who: str) -> None:
-    """Raise UserError where ``other`` does not have, for every task, the same classes in the same order."""
-    for task in tasks:
-        mine, theirs = list(own[task]), list(other.get(task, ()))
-        if mine == theirs:
-            continue
-        if not theirs:
-            raise UserError(f"{who} has no classes for the task '{task}'")
-        if sorted(mine) == sorted(theirs):
-            raise UserError(f"{who}: the classes of '{task}' are in another order: {theirs}, expected {mine}")
-        lacking = [c for c in mine if c not in theirs]
-        extra = [c for c in theirs if c not in mine]
-        raise UserError(
-            f"{who}: the classes of '{task}' differ: "
-            + "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""]))
-        )
-
-
-def arch(config: Config, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The student's architecture as plain data: what a checkpoint needs to build it again."""
-    model = config.model.model_dump(mode="json")
-    model.pop("weights")
-    for task in config.tasks:
-        if task not in classes:
-            raise UserError(f"tasks.{task}: the training data has no labels for it; it has {', '.join(classes)}")
-    tasks = {name: {"classes": list(classes[name]), "head": dict(t.head)} for name, t in config.tasks.items()}
-    return {**model, "tasks": tasks, "input_size": list(config.data.input_size)}
-
-
-def network(arch: Mapping[str, Any], weights: str | None = None) -> MultiTaskNet:
-    """The network of an ``arch``; ``weights`` are the encoder's starting ones."""
-    strides = arch["strides"]
-    backbone = build_encoder(arch["encoder"], max_stride=max(strides), weights=weights)
-    if empty := [s for s in strides if not backbone.out_channels[s.bit_length() - 1]]:
-        raise UserError(f"model.strides: the encoder '{arch['encoder']}' has no features at stride {empty[0]}; leave it out")
-    heads = {
-        name: TASKS.get(name, "arch").Head(arch["width"], strides, len(task["classes"]), **task["head"])
-        for name, task in arch["tasks"].items()
-    }
-    return MultiTaskNet(backbone, heads, strides, arch["width"], arch["mean"], arch["std"])
-
-
-def tasks(arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Task]:
-    """The tasks of a network; ``hard`` are the options of their hard losses."""
-    return {
-        name: TASKS.build(name, (hard or {}).get(name, {}), f"tasks.{name}.hard", part["classes"], net.heads[name].strides)
-        for name, part in arch["tasks"].items()
-    }
-
-
-def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
-    """The network that a checkpoint holds, with its weights."""
-    net = told(where, network, content["arch"])
-    load_weights(net, content["model"], where)
-    return net
-
-
-def teacher_file(config: Config) -> dict[str, Any] | None:
-    """The teacher's checkpoint, or None where nothing is learnt from one: the file is then not even opened."""
-    return load_checkpoint(config.teacher.path, "teacher.path") if config.reads_teacher else None
-
-
-def own_average(config: Config, student: MultiTaskNet, parts: Mapping[str, Task], on: torch.device) -> Teacher:
-    """A teacher whose weights start as the student's; the loop averages the student's into them."""
-    net = copy.deepcopy(student)
-    return Teacher(net, parts, on, resolve_amp(config.teacher.amp, on, "teacher.amp"), teacher_taps(config))
-
-
-def teacher(config: Config, content: Mapping[str, Any], classes: Mapping[str, Sequence[str]], on: torch.device) -> Teacher:
-    """The frozen teacher that ``content``, its checkpoint, holds.
-
-    New sources of teachers belong here: whatever gives a View for images in [0,1].
-    Raises UserError when its classes or cells are not the student's.
-    """
-    taught = [name for name, task in config.tasks.items() if task.taught or name in compared_heads(config)]
-    where = "teacher.path"
-    who = f"{where}: the teacher {config.teacher.path}"
-    check_classes(classes, {k: t["classes"] for k, t in content["arch"]["tasks"].items()}, taught, who)
-    net = from_checkpoint(content, where)
-    for name in (name for name, task in config.tasks.items() if task.taught):
-        own = TASKS.get(name, where).Head(8, config.model.strides, 2, **config.tasks[name].head).strides
-        if tuple(net.heads[name].strides) != tuple(own):
-            raise UserError(
-                f"{who}: its head '{name}' has strides {list(net.heads[name].strides)}, the student's has {list(own)}; "
-                f"set model.strides or tasks.{name}.head.strides so that both have the same cells"
-            )
-    stride = max(net.strides)
-    if any(n % stride for n in config.data.input_size):
-        raise UserError(f"{who} needs a data.input_size in multiples of {stride}, not {list(config.data.input_size)}")
-    for name, section in config.distill.items():
-        Tapped(net, [section.teacher_path], f"distill.{name}.teacher")
-    amp = resolve_amp(config.teacher.amp, on, "teacher.amp")
-    alike = {name: task for name, task in tasks(content["arch"], net).items() if task.classes == tuple(classes.get(name, ()))}
-    return Teacher(net, alike, on, amp, teacher_taps(config))
+def _set_member(section: DataSet, opened: Layout, config: Config) -> Member:
+    known = [task for task in opened.classes if task in TASKS.names()]
+    used = known if section.tasks is None else list(section.tasks)
+    k, n = map(int, (section.part or "1/1").split("/"))
+    return Member(opened, used, section.rename, (k, n))
 
 
 @dataclass
@@ -225,9 +151,9 @@ class Recipe:
     tasks: dict[str, Task]
     distiller: Distiller
     objective: Objective
-    teacher: Teacher | None
-    train_layout: Layout
-    val_layout: Layout
+    teachers: Teachers | None
+    train_layout: Sets
+    val_layout: Sets
     pools: list[data_loader.Pool]
     schedules: dict[str, Schedule]
 
@@ -248,16 +174,36 @@ class Recipe:
         config = self.config
         stream = data_loader.BatchStream(self.pools, config.run.seed, start, stop)
         augment = TrainTransform(config.data.input_size, **config.data.augment.model_dump())
-        skip = config.data.on_error == "skip"
-        images = data_loader.TrainSet(self.train_layout, augment, config.run.seed, pools=self.pools, skip_errors=skip)
+        options = config.data.augment.model_dump()
+        sharper = [TrainTransform(size, **options) for size in (self.teachers.views() if self.teachers else ())]
+        images = data_loader.TrainSet(
+            self.train_layout,
+            augment,
+            config.run.seed,
+            pools=self.pools,
+            skip_errors=config.data.on_error == "skip",
+            views=sharper,
+        )
         pin = self.device.type == "cuda"
         return data_loader.train_loader(images, stream, list(self.tasks), workers=workers, pin=pin)
 
-    def val_batches(self, count: int | None = None, workers: int | None = None) -> DataLoader:
-        """The validation images that an evaluation while training sees; or the first ``count``."""
+    def val_batches(self, count: int | None = None, workers: int | None = None, size: tuple[int, int] | None = None) -> DataLoader:
+        """The validation images that an evaluation while training sees; or the first ``count``; or those of another input size."""
         config = self.config
         number = config.eval.images if count is None else count
-        return val_loader(config, self.val_layout, config.data.input_size, number, self.device, workers)
+        return val_loader(config, self.val_layout, size or config.data.input_size, number, self.device, workers)
+
+    def unlabelled(self, count: int) -> list[int]:
+        """Training images that lack a label which the teachers give, spread over them."""
+        taught = set(self.teachers.subjects) if self.teachers else set()
+        rows = [
+            int(index)
+            for pool in self.pools
+            for index in pool.indices
+            if not pool.labelled or not taught <= set(self.train_layout.labels(self.train_layout.set_of(int(index))))
+        ]
+        places = np.linspace(0, len(rows) - 1, num=min(count, len(rows)), dtype=int)
+        return [rows[place] for place in places]
 
 
 def decode_options(config: Config) -> dict[str, dict[str, Any]]:
@@ -280,32 +226,40 @@ def recipe(config: Config) -> Recipe:
     check(config)
     on = device(config.run.device)
     resolve_amp(config.train.amp, on, "train.amp")
-    if config.teacher:
-        resolve_amp(config.teacher.amp, on, "teacher.amp")
-    taught_from = teacher_file(config)  # a missing one is told before data is read
-    train_layout = layout(config.data.train, "data.train")
-    val_layout = layout(config.data.val, "data.val")
+    for place, section in config.named_teachers.items():
+        resolve_amp(section.amp, on, f"{place}.amp")
+    loaded = read_teachers(config)  # a missing file is told before data is read
+    train_layout = layout(config, "train")
+    val_layout = layout(config, "val")
     plan = arch(config, train_layout.classes)
     check_classes(train_layout.classes, val_layout.classes, list(config.tasks), "data.val")
-    pools = data_loader.make_pools(
-        len(train_layout),
+    found = build_pools(config, train_layout)
+    net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
+    show_nothing(net, config.data.input_size, "network")
+    parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
+    with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training sees
+        teachers = build_teachers(config, loaded, net, parts, on)
+        torch.manual_seed(config.run.seed)  # what a teacher is loaded with must not change how its pupils' adapters start
+        distiller, schedules = build_distiller(config, net.to(on), parts, teachers)
+    objective = build_objective(config, distiller, schedules)
+    return Recipe(config, on, plan, parts, distiller.to(on), objective, teachers, train_layout, val_layout, found, schedules)
+
+
+def build_pools(config: Config, found: Sets) -> list[data_loader.Pool]:
+    """Which images fill which places of every batch. Raises UserError for images of which nothing would learn."""
+    sections = config.data.sets("train")
+    bare = [name for name in sections if not set(found.labels(name)) & set(config.tasks)]
+    made = pools(
+        found,
         config.train.batch_size,
-        labelled=config.data.labelled,
+        tasks=list(config.tasks),
+        weights={name: section.weight for name, section in sections.items()},
+        labelled={name: section.labelled or config.data.labelled for name, section in sections.items()},
         seed=config.data.labelled_seed,
         unlabelled=config.data.unlabelled,
         share=config.data.labelled_share,
     )
-    net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
-    show_nothing(net, config.data.input_size, "network")
-    parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
-    if not config.distils and not all(pool.labelled for pool in pools):
-        raise UserError("data.unlabelled: without a teacher nothing learns from unlabelled images; set it to false")
-    taught_by = None
-    with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training sees
-        if taught_from:
-            taught_by = teacher(config, taught_from, train_layout.classes, on)
-        elif config.taught_by_average:
-            taught_by = own_average(config, net, parts, on)
-        distiller, schedules = build_distiller(config, net.to(on), parts, taught_by)
-    objective = build_objective(config, distiller, schedules)
-    return Recipe(config, on, plan, parts, distiller.to(on), objective, taught_by, train_layout, val_layout, pools, schedules)
+    if not config.distils and not all(pool.labelled for pool in made):
+        which = f" (the set '{bare[0]}')" if bare and len(sections) > 1 else ""
+        raise UserError(f"data.unlabelled: without a teacher nothing learns from unlabelled images{which}; set it to false")
+    return made

@@ -14,10 +14,12 @@ from .distill.balance import BALANCES, Balance
 from .distill.crosshead import CrossHead
 from .distill.distiller import Distiller, Soft
 from .distill.objective import Objective, task_weights
+from .distill.overlap import Overlap
 from .distill.schedules import KINDS as SCHEDULES
 from .distill.schedules import Schedule
+from .distill.sight import Sight
 from .distill.taps import Tapped
-from .distill.teacher import Teacher
+from .distill.teacher import Teachers
 from .distill.term import Term, as_map
 from .errors import UserError, did_you_mean, told
 from .losses.base import LOSSES, SoftLoss
@@ -74,18 +76,20 @@ def schedule(value: Any) -> Schedule:
     return SCHEDULES[options.pop("schedule")](**options)
 
 
-def compared_heads(config: Config) -> set[str]:
-    """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same."""
-    return {term.head for term in config.distill.values() if term.head in config.tasks and term.align != "conv"}
+def compared_heads(config: Config, place: str | None = None) -> set[str]:
+    """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same; with the teacher at
+    ``place``, or any."""
+    terms = [t for t in config.distill.values() if place is None or config.tapped_teacher(t) == place]
+    return {term.head for term in terms if term.head in config.tasks and term.align != "conv"}
 
 
-def teacher_taps(config: Config) -> list[str]:
-    """Modules of the teacher whose outputs ``distill`` compares."""
-    return [section.teacher_path for section in config.distill.values()]
+def teacher_taps(config: Config, place: str) -> list[str]:
+    """Modules of the teacher at ``place`` whose outputs ``distill`` compares."""
+    return [section.teacher_path for section in config.distill.values() if config.tapped_teacher(section) == place]
 
 
 def build_distiller(
-    config: Config, net: MultiTaskNet, parts: dict[str, Task], taught_by: Teacher | None
+    config: Config, net: MultiTaskNet, parts: dict[str, Task], teachers: Teachers | None
 ) -> tuple[Distiller, dict[str, Schedule]]:
     """All that learns, and the schedules of losses' options by their place in the config."""
     moving: list[tuple[Any, str, Schedule]] = []
@@ -101,26 +105,34 @@ def build_distiller(
     for name, section in config.tasks.items():
         if section.taught:
             loss = note(*build_soft(name, section), f"tasks.{name}.soft.options")
-            soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, taught_by))
+            known = teachers.known(name)
+            known = None if len(known) == len(parts[name].classes) else known
+            loss.place(config.data.input_size, parts[name].strides, known)
+            overlap = None if loss.takes_found else Overlap(known, parts[name].strides)
+            soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, teachers), overlap)
     terms = {}
-    shapes, overwritten = _tap_shapes(config, net, taught_by)
+    shapes, overwritten = _tap_shapes(config, net, teachers)
     for name, section in config.distill.items():
         where = f"distill.{name}"
         loss = note(*soft_loss(section, where), f"{where}.options")
-        terms[name] = _term(where, section, loss, shapes, config.data.input_size, list(config.tasks))
-    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and taught_by is None)
+        sight = Sight(config.data.input_size, config.data.input_size)
+        if teachers is not None:
+            sight = teachers.sights[config.tapped_teacher(section).removeprefix("teachers.")]
+        terms[name] = _term(where, section, loss, shapes, tap_name(config, section), sight, list(config.tasks))
+    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and teachers is None)
     distiller.tapped.copied |= overwritten["student"]
-    if taught_by is not None:
-        taught_by.tapped.copied |= overwritten["teacher"]
+    for name, member in teachers.members.items() if teachers else ():
+        member.tapped.copied |= overwritten[name]
     distiller.balance = build_balance(config, distiller.loss_names())
     for owner, attribute, change in moving:
         distiller.move(owner, attribute, change)
     return distiller, schedules
 
 
-def _cross_head(name: str, section: Any, net: MultiTaskNet, taught_by: Teacher) -> CrossHead | None:
+def _cross_head(name: str, section: Any, net: MultiTaskNet, teachers: Teachers) -> CrossHead | None:
     if section.soft.through == "student":
         return None
+    taught_by = teachers.members[teachers.subjects[name].teachers[0]]
     levels = {s: f"neck.{level_name(s)}" for s in taught_by.net.heads[name].strides}
     return CrossHead(taught_by.net.heads[name], levels, net.neck.width, taught_by.net.neck.width)
 
@@ -133,34 +145,49 @@ def show_nothing(net: nn.Module, size: Sequence[int], who: str) -> None:
     net.train(training)
 
 
-def _tap_shapes(
-    config: Config, net: MultiTaskNet, taught_by: Teacher | None
-) -> tuple[dict[tuple[str, str], tuple[Any, int]], dict[str, set[str]]]:
-    """By (side, path), what every tap of ``distill`` puts out for one image, and how often it fires in one pass; and by side the
-    taps that a module after them writes over."""
-    own, other = [t.student for t in config.distill.values()], teacher_taps(config)
-    if taught_by is None:  # its own deeper layers teach, through the same hooks
-        sides = {"student": (net, [*own, *other]), "teacher": (net, other)}
+Shapes = dict[tuple[str, str], tuple[Any, int]]  # by (side, tap's name): what it puts out for one image, how often in a pass
+
+
+def tap_name(config: Config, section: Any) -> str:
+    """What the tap of a term on its teacher is called: its path, with "<teacher>:" before it where there are several."""
+    return f"{section.of}:{section.teacher_path}" if len(config.teachers) > 1 else section.teacher_path
+
+
+def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) -> tuple[Shapes, dict[str, set[str]]]:
+    """The shapes of every tap of ``distill``; and by "student" or teacher the taps that a module after them writes over."""
+    own = [t.student for t in config.distill.values()]
+    sides: dict[str, tuple[str, nn.Module, list[str], Any]] = {"student": ("student", net, own, config.data.input_size)}
+    if teachers is None:  # its own deeper layers teach, through the same hooks
+        other = [t.teacher_path for t in config.distill.values()]
+        sides["student"] = ("student", net, [*own, *other], config.data.input_size)
+        sides["teacher"] = ("teacher", net, other, config.data.input_size)
     else:
-        sides = {"student": (net, own), "teacher": (taught_by.net, other)}
-    found: dict[tuple[str, str], tuple[Any, int]] = {}
-    overwritten: dict[str, set[str]] = {}
-    for side, (model, paths) in sides.items() if config.distill else ():
+        for name, member in teachers.members.items():
+            sides[name] = ("teacher", member.net, list(member.tapped.paths), teachers.sights[name].own)
+    found: Shapes = {}
+    overwritten: dict[str, set[str]] = {name: set() for name in sides}
+    for name, (side, model, paths, size) in sides.items() if config.distill else ():
         tapped = Tapped(model, paths)
         with tapped as taps:
-            show_nothing(model, config.data.input_size, side)
-        overwritten[side] = set(tapped.overwritten())
-        for path in sorted(overwritten[side]):
+            show_nothing(model, size, side)
+        overwritten[name] = set(tapped.overwritten())
+        for path in sorted(overwritten[name]):
             log.info("distill: the %s's %s is written over by a module after it; it is copied before that", side, path)
-        found |= {(side, path): (taps.get(path), tapped.calls[path]) for path in paths}
-    return found, {"student": set(), "teacher": set()} | overwritten
+        plain = name == "student" or teachers is None
+        for path in paths:
+            found[side, path if plain else teachers.tap_name(name, path)] = (taps.get(path), tapped.calls[path])
+    return found, overwritten
 
 
 def _term(
-    where: str, section: Any, loss: SoftLoss, shapes: Mapping[Any, Any], size: tuple[int, int], known_tasks: Sequence[str]
+    where: str, section: Any, loss: SoftLoss, shapes: Shapes, teacher_tap: str, sight: Sight, known_tasks: Sequence[str]
 ) -> Term:
-    """A term of ``distill``. Raises UserError where its taps do not give what its loss compares."""
-    paths = {"student": section.student, "teacher": section.teacher_path}
+    """A term of ``distill``. teacher_tap: what its tap on the teacher is called; sight: how that teacher sees the images.
+
+    Raises UserError where its taps do not give what its loss compares.
+    """
+    paths = {"student": section.student, "teacher": teacher_tap}
+    sizes = {"student": sight.student, "teacher": sight.own}
     for side, path in paths.items():
         _, calls = shapes[side, path]
         if not calls:
@@ -172,19 +199,22 @@ def _term(
         tap = shapes[side, path][0]
         if isinstance(tap, torch.Tensor) and tap.shape[:1] != (1,):
             raise UserError(f"{where}.{side}: '{path}' puts out {list(tap.shape)} for one image (windows?); tap a module around it")
+    if loss.takes_found:
+        raise UserError(f"{where}.loss: '{section.loss}' learns from detections, not from taps; use it as tasks.det.soft.loss")
     head = section.head in known_tasks
     if head and section.head in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
         own, other = (list(shapes[side, path][0].shape[1:]) for side, path in paths.items())
-        if own != other:
+        if own != other or not sight.same:
+            path = section.student
             raise UserError(f"{where}: {path} of the student puts out {own}, of the teacher {other}; both need the same strides")
         return Term(*paths.values(), loss, None, align=False, size=section.size, task=section.head)
     if not loss.maps:
         fits = f"heads.{' or heads.'.join(loss.tasks)}, without align, norm and size,"
         raise UserError(f"{where}.loss: '{section.loss}' compares predictions; tap {fits} on both sides")
     for side, path in paths.items():
-        if path.removeprefix("heads.") in known_tasks and shapes[side, path][0].dim() == 3:
+        if path.rpartition(":")[2].removeprefix("heads.") in known_tasks and shapes[side, path][0].dim() == 3:
             raise UserError(f"{where}.{side}: '{path}' puts out predictions of cells, no map; tap neck.* or inside the head")
-    maps = [told(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], size) for side, path in paths.items()]
+    maps = [told(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], sizes[side]) for side, path in paths.items()]
     channels = tuple(m.shape[1] for m in maps)
     align = loss.same_channels and (section.align == "conv" or (section.align == "auto" and not head))
     if section.align == "conv" and not loss.same_channels:
@@ -197,7 +227,8 @@ def _term(
     if section.norm == "batch" and not loss.same_channels:
         raise UserError(f"{where}.norm: '{section.loss}' compares maps of any channels as they are; use auto or none")
     norm = section.norm == "batch" or (section.norm == "auto" and loss.norm and not head)
-    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size)
+    seen = None if sight.same else sight
+    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size, sight=seen)
 
 
 def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:

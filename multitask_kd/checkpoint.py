@@ -76,6 +76,18 @@ def digest(net: nn.Module) -> str:
     return seen.hexdigest()
 
 
+def file_digest(path: str | Path, where: str) -> str:
+    """A fingerprint of a file. Raises UserError where it cannot be read."""
+    seen = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                seen.update(block)
+    except OSError as error:
+        raise UserError(f"{where}.path: {path} cannot be read: {error.strerror}") from None
+    return seen.hexdigest()
+
+
 def random_state() -> dict[str, Any]:
     """Every global random state of this process, as plain data."""
     _, keys, position, has_gauss, gauss = np.random.get_state()

@@ -91,28 +91,95 @@ class Augment(Section):
         return self
 
 
+class DataSet(Section):
+    """What may stand beside `layout` and its options in every set of `data.train` and `data.val`."""
+
+    name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    """What the set is called in logs, curves and overrides (`data.train.<name>.weight=2`); null: its layout and place."""
+    weight: Positive = 1.0
+    """Its share of every batch is weight / sum of weights. Training only."""
+    tasks: tuple[str, ...] | None = None
+    """The tasks whose labels are used; null: all that it labels, []: none."""
+    labelled: Count | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    """As `data.labelled`, for this set alone. Training only."""
+    rename: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    """By task: its class names -> those of the run; several may become one, null leaves a class out (boxes: not there, pixels:
+    ignored)."""
+    part: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = None
+    """Only a part of its images, e.g. 1/2 or 2/2: the first or second of two disjoint random halves, the same in every run."""
+    layout: dict[str, Any]
+    """The layout's name (`layout`) and its options."""
+
+    @model_validator(mode="after")
+    def _part_is_one(self) -> DataSet:
+        if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):
+            raise ValueError(f"part: {self.part} is no part; 1/2 and 2/2 are the halves")
+        return self
+
+
+def data_set(raw: Any, place: str) -> DataSet:
+    """One set of data.train or data.val. Raises ValueError naming ``place`` and the key."""
+    own = set(DataSet.model_fields) - {"layout"}
+    if not isinstance(raw, dict):
+        raise ValueError(f"{place}: needs layout and its options, not {raw!r}")
+    try:
+        return DataSet(**{k: v for k, v in raw.items() if k in own}, layout={str(k): v for k, v in raw.items() if k not in own})
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{place}.{_explain(e, DataSet)}" for e in error.errors())) from None
+
+
+_ONE, _SEVERAL = "one set", "several sets"  # pydantic's names of the alternatives
+Sets = Annotated[
+    Annotated[dict[str, Any], Tag(_ONE)] | Annotated[list[dict[str, Any]], Field(min_length=1), Tag(_SEVERAL)],
+    Discriminator(lambda value: _SEVERAL if isinstance(value, (list, tuple)) else _ONE),
+]
+
+
 class Data(Section):
     """Which images, and how they reach the network."""
 
-    train: dict[str, Any] = Field(default_factory=lambda: {"layout": "scenes", "split": "train", "count": 1600})
-    """Training set: `layout` (a registered name) and its options."""
-    val: dict[str, Any] = Field(default_factory=lambda: {"layout": "scenes", "split": "val", "count": 200})
-    """Validation set, likewise."""
+    train: Sets = Field(default_factory=lambda: {"layout": "scenes", "split": "train", "count": 1600})
+    """Training set: `layout` (a registered name) and its options; or a list of sets, of which every batch holds all."""
+    val: Sets = Field(default_factory=lambda: {"layout": "scenes", "split": "val", "count": 200})
+    """Validation set, or list of sets, likewise; each task is measured on the images that have labels for it."""
     input_size: tuple[Count, Count] = (96, 128)
     """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
     labelled: Count | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    """How many training images keep their labels: a number of images, a fraction written with a point (1.0 is all), null is all."""
+    """How many training images, of every set, keep their labels: a number of images, a fraction written with a point (1.0 is all),
+    null is all."""
     labelled_seed: Natural = 0
     """Seed of the choice which images keep their labels."""
     unlabelled: bool = True
-    """Whether the images beyond `labelled` are used without labels (distillation only) or left out."""
+    """Whether the images beyond `labelled`, and sets without labels, are used (distillation only) or left out."""
     labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of every batch drawn from the labelled images, where there are unlabelled ones too."""
+    """Share of a set's places in the batch drawn from its labelled images, where it has unlabelled ones too."""
     augment: Augment = Augment()
     workers: Natural = 2
     """Loader processes; 0 loads in the training process."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an image that cannot be read does: stop the run, or be replaced by the next one and be counted."""
+
+    def sets(self, split: Literal["train", "val"]) -> dict[str, DataSet]:
+        """The sets of a split, by a name for each. Raises ValueError naming the key."""
+        raw = getattr(self, split)
+        several = isinstance(raw, list)
+        found: dict[str, DataSet] = {}
+        for number, one in enumerate(raw if several else [raw]):
+            place = f"{split}.{number}" if several else split
+            made = data_set(one, place)
+            if split == "val" and (used := made.model_fields_set & {"weight", "labelled"}):
+                raise ValueError(f"{place}.{min(used)}: belongs to training; leave it out of data.val")
+            name = made.name or f"{made.layout.get('layout')}{number if several else ''}"
+            if name in found:
+                raise ValueError(f"{place}.name: there are two sets '{name}'; name them apart")
+            found[name] = made
+        return found
+
+    @model_validator(mode="after")
+    def _sets_are_sets(self) -> Data:
+        for split in ("train", "val"):
+            self.sets(split)
+        return self
 
 
 class Model(Section):
@@ -299,6 +366,8 @@ class Term(Section):
     heads.seg (logits), heads.det.box_tower, backbone.<as the encoder names it>; a wrong one is answered with the nearest."""
     teacher: str | None = None
     """Module of the teacher; null is the same path."""
+    of: str | None = None
+    """Which of several `teachers` is tapped."""
     loss: str
     """A registered name; each is described below."""
     weight: ScheduledWeight = 1.0
@@ -325,14 +394,43 @@ class Term(Section):
         return self.student.removeprefix("heads.") if same else None
 
 
-class Teacher(Section):
-    """The frozen network that teaches."""
+class TeacherInput(Section):
+    """What a teacher expects of an image. A checkpoint of ours knows all of it but the size that it is to see."""
 
-    source: Literal["checkpoint", "ema", "self"] = "checkpoint"
+    size: tuple[Count, Count] | None = None
+    """Height and width in pixels; null: `data.input_size`. Images are letterboxed to it; where it is larger than the student's, the
+    teacher sees each image of a batch at its own resolution, moved and coloured as the student's."""
+    scale: Positive = 1.0
+    """The largest value of a pixel as the network knows it: 1 or 255."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green, blue in that range; null: what the source knows, else ImageNet's (0.485, 0.456, 0.406 times scale)."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Standard deviation, likewise; null: what the source knows, else ImageNet's (0.229, 0.224, 0.225 times scale)."""
+    order: Literal["rgb", "bgr"] = "rgb"
+    """Order of the colours."""
+
+
+class Teacher(Section):
+    """A frozen network that teaches."""
+
+    source: str = "checkpoint"
     """Where the teacher comes from; checkpoint: a file of ours; ema: the average of the student's own weights (train.ema);
-    self: the student itself, whose deeper taps teach shallower ones in `distill`."""
+    self: the student itself, whose deeper taps teach shallower ones in `distill`; the others are described below."""
     path: PathText | None = None
-    """The checkpoint, where that is the source."""
+    """The file, where the source reads one."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the source."""
+    trust_pickle: bool = False
+    """Whether code in the file may run, as in any pickle. Only for files that you made yourself."""
+    tasks: tuple[str, ...] | None = None
+    """What it teaches; null: every task with an alpha above 0 that it knows."""
+    input: TeacherInput = TeacherInput()
+    classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By task: its class names in its order; needed unless the source knows them. They meet the student's by name."""
+    map: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    """By task: its class names -> the student's, where they differ; several may become one, null leaves a class out."""
+    outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """By task: where in what the network returns its prediction is, and in which form; null: seen from the shape."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward; auto: bf16 where the hardware multiplies it natively, else none."""
     floor: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
@@ -340,10 +438,25 @@ class Teacher(Section):
     check_images: Count = 32
     """Validation images on which the check before a run measures the teacher."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the student itself, or its average."""
+        return self.source in ("ema", "self")
+
     @model_validator(mode="after")
     def _path_fits_source(self) -> Teacher:
-        if (self.path is None) == (self.source == "checkpoint"):
-            raise ValueError(f"path: the source '{self.source}' " + ("needs one" if self.path is None else "reads no file"))
+        if self.path is None and self.source == "checkpoint":
+            raise ValueError("path: the source 'checkpoint' needs one")
+        if self.is_own and self.path is not None:
+            raise ValueError(f"path: the source '{self.source}' reads no file")
+        unused = {"checkpoint": ("options", "trust_pickle", "outputs", "classes")}
+        own = ("options", "trust_pickle", "outputs", "input", "classes", "tasks", "map")
+        for key in unused.get(self.source, own if self.is_own else ()):
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                why = "knows its own" if key in ("input", "classes") else "has no use for it"
+                raise ValueError(f"{key}: the source '{self.source}' {why}; leave it out")
+        if self.source == "checkpoint" and self.input != TeacherInput(size=self.input.size):
+            raise ValueError("input: a checkpoint of ours knows its mean, std, order and scale; only size can be given")
         return self
 
 
@@ -416,68 +529,101 @@ def _without_null(terms: Any) -> Any:
     return {k: v for k, v in terms.items() if v is not None} if isinstance(terms, dict) else {} if terms is None else terms
 
 
+def _without_null_tasks(tasks: Any) -> Any:
+    return tasks if tasks is None else _without_null(tasks)
+
+
 class Config(Section):
     """One run of training."""
 
     run: Run = Run()
     data: Data = Data()
     model: Model = Model()
-    tasks: dict[str, Task] = Field(default_factory=lambda: {"seg": Task(), "det": Task()}, min_length=1)
-    """By task name (seg, det): both heads on one backbone."""
+    tasks: Annotated[dict[str, Task], BeforeValidator(_without_null_tasks)] = Field(
+        default_factory=lambda: {"seg": Task(), "det": Task()}, min_length=1
+    )
+    """By task name (seg, det): both heads on one backbone; null takes out a task of a base file."""
     distill: Annotated[dict[str, Term], BeforeValidator(_without_null)] = Field(default_factory=dict)
     """By a name of your choice: terms between the inner features of student and teacher. null takes out a term of a base file,
     `distill: null` all of them."""
     balance: Balance = Balance()
     teacher: Teacher | None = None
     """Needed where an alpha is above 0 or `distill` has a term; never loaded otherwise."""
+    teachers: Annotated[dict[str, Teacher], BeforeValidator(_without_null)] = Field(default_factory=dict)
+    """By a name of your choice: several teachers instead of the one, for a task each or for the same task (averaged)."""
     train: Train = Train()
     eval: Eval = Eval()
 
     @property
     def distils(self) -> bool:
-        """Whether anything is learnt from the teacher."""
+        """Whether anything is learnt from a teacher."""
         return bool(self.distill) or any(task.taught for task in self.tasks.values())
 
     @property
-    def reads_teacher(self) -> bool:
-        """Whether the teacher is a file."""
-        return self.distils and self.teacher.source == "checkpoint"
+    def named_teachers(self) -> dict[str, Teacher]:
+        """Every teacher by its place in the config, "teacher" or "teachers.<name>"; none where nothing is learnt from them."""
+        if not self.distils:
+            return {}
+        return {"teacher": self.teacher} if self.teacher else {f"teachers.{name}": t for name, t in self.teachers.items()}
 
     @property
     def taught_by_average(self) -> bool:
         """Whether the teacher is the average of the student's own weights."""
-        return self.distils and self.teacher.source == "ema"
+        return self.distils and self.teacher is not None and self.teacher.source == "ema"
+
+    @property
+    def taught_by_itself(self) -> bool:
+        """Whether the student's own deeper layers teach."""
+        return self.distils and self.teacher is not None and self.teacher.source == "self"
+
+    def tapped_teacher(self, term: Term) -> str:
+        """The place of the teacher that ``term`` taps."""
+        return f"teachers.{term.of}" if term.of else next(iter(self.named_teachers))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if not any(max(extremes(t.ratio)) for t in self.tasks.values()):
             raise ValueError("tasks: every ratio is 0, so nothing would be learnt")
-        if self.distils and self.teacher is None:
+        if self.teacher and self.teachers:
+            raise ValueError("teachers: there is a teacher besides; move it into teachers, under a name of its own")
+        if self.distils and not self.named_teachers:
             what = "distill has terms" if self.distill else "an alpha is above 0"
             raise ValueError(f"{what} but there is no teacher: give teacher.path, or set every alpha to 0 and leave distill out")
-        if bad := [name for name in self.distill if not re.fullmatch(r"\w+", name)]:
-            raise ValueError(f"distill.{bad[0]}: use letters, digits and _ in the name of a term")
-        if self.distils and self.teacher.source == "ema" and not self.train.ema:
+        if bad := [name for name in (*self.distill, *self.teachers) if not re.fullmatch(r"\w+", name)]:
+            where = "distill" if bad[0] in self.distill else "teachers"
+            raise ValueError(f"{where}.{bad[0]}: use letters, digits and _ in the name")
+        if own := [name for name, t in self.teachers.items() if t.is_own]:
+            raise ValueError(f"teachers.{own[0]}.source: '{self.teachers[own[0]].source}' stands alone, as teacher")
+        if self.taught_by_average and not self.train.ema:
             raise ValueError("teacher.source: ema needs the average of weights; set train.ema above 0")
-        if self.distils and self.teacher.source == "self":
+        if self.taught_by_itself:
             if taught := [name for name, task in self.tasks.items() if task.taught]:
                 raise ValueError(f"tasks.{taught[0]}.alpha: a student is not taught by its own predictions; set it to 0")
             if own := [n for n, t in self.distill.items() if t.teacher in (None, t.student)]:
                 raise ValueError(f"distill.{own[0]}.teacher: with teacher.source self, name another module of the student")
-        if self.teacher is not None and self.teacher.floor:
-            self._floor_is_used(self.teacher)
+        for name, term in self.distill.items():
+            if (term.of is None) == (len(self.teachers) > 1) or (term.of and term.of not in self.teachers):
+                known = did_you_mean(term.of or "", self.teachers) if self.teachers else "there is only one; leave it out"
+                raise ValueError(
+                    f"distill.{name}.of: " + (f"no teacher '{term.of}'; {known}" if term.of else f"which teacher? {known}")
+                )
+        for place, teacher in {"teacher": self.teacher, **{f"teachers.{n}": t for n, t in self.teachers.items()}}.items():
+            if teacher is not None:
+                self._teacher_fits(place, teacher)
         stride = max(self.model.strides)
         if any(n % stride for n in self.data.input_size):
             raise ValueError(f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}")
         return self
 
-    def _floor_is_used(self, teacher: Teacher) -> None:
-        if unknown := set(teacher.floor) - set(self.tasks):
-            raise ValueError(f"teacher.floor.{min(unknown)}: there is no such task; {did_you_mean(min(unknown), self.tasks)}")
-        if teacher.source != "checkpoint":
-            raise ValueError(f"teacher.floor: the source '{teacher.source}' has nothing to measure before training; leave it out")
-        if not self.train.check:
-            raise ValueError("teacher.floor: train.check is false, so it would not be looked at; set one of them otherwise")
+    def _teacher_fits(self, place: str, teacher: Teacher) -> None:
+        """What of a teacher speaks of tasks speaks of tasks that there are; and nothing of it is left unused."""
+        for key in ("floor", "tasks", "map"):
+            if unknown := set(getattr(teacher, key) or ()) - set(self.tasks):
+                raise ValueError(f"{place}.{key}.{min(unknown)}: there is no such task; {did_you_mean(min(unknown), self.tasks)}")
+        if teacher.floor and teacher.is_own:
+            raise ValueError(f"{place}.floor: the source '{teacher.source}' has nothing to measure before training; leave it out")
+        if teacher.floor and not self.train.check:
+            raise ValueError(f"{place}.floor: train.check is false, so it would not be looked at; set one of them otherwise")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[str | Path] = ()) -> Config:
@@ -625,14 +771,28 @@ def _override(raw: dict[str, Any], text: str) -> None:
     node = raw
     *parents, last = key.strip().split(".")
     for depth, part in enumerate(parents, start=1):
+        if isinstance(node, list):
+            node = _of_list(node, part, text)
+            continue
         if node.get(part) is None:  # one key of a default task or data set: the rest of the default stays
             node[part] = default if isinstance(default := _default(parents[:depth]), dict) else {}
         node = node[part]
-        if not isinstance(node, dict):
+        if not isinstance(node, (dict, list)):
             raise UserError(f"override '{text}': '{part}' is a value, not a section")
+    if isinstance(node, list):
+        raise UserError(f"override '{text}': '{parents[-1]}' is a list; write which of it, by name or number, and the key")
     if last in NAMES and node.get(last, parsed) != parsed:
         _forget(node, last)
     node[last] = parsed
+
+
+def _of_list(sets: list[Any], which: str, text: str) -> dict[str, Any]:
+    """The element of a list by its number or its ``name``."""
+    named = {str(one.get("name", number)): one for number, one in enumerate(sets) if isinstance(one, dict)}
+    numbered = {str(number): one for number, one in enumerate(sets) if isinstance(one, dict)}
+    if which not in named and which not in numbered:
+        raise UserError(f"override '{text}': there is no '{which}' in the list; {did_you_mean(which, named)}")
+    return named.get(which) or numbered[which]
 
 
 def _default(place: list[str]) -> Any:
@@ -647,7 +807,7 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
     """One pydantic fault in the words of the config."""
     place = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
     kind = next((SCHEDULES[p] for p in place if p in SCHEDULES and "schedule" in place), None)
-    place = [p for p in place if p not in ("schedule", "number", *SCHEDULES)]  # pydantic's names of alternatives
+    place = [p for p in place if p not in ("schedule", "number", _ONE, _SEVERAL, *SCHEDULES)]  # pydantic's names of alternatives
     where = ".".join(place)
     if error["type"] == "extra_forbidden":
         known = list(kind.model_fields) if kind else _known_keys(place[:-1], root)

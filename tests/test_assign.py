@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torchvision.ops import box_iou
 
 from multitask_kd.batch import CROWD, PAD
+from multitask_kd.models.assign import _class_cost, one_hot, pairwise_iou, simota
 from multitask_kd.models.dense_head import cells
-from multitask_kd.tasks.assign import _class_cost, one_hot, pairwise_iou, simota
 
 CPU = torch.device("cpu")
 AWAY = (1000.0, 1000.0, 1001.0, 1001.0)  # a predicted box that overlaps nothing

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multitask_kd import checkpoint
+from multitask_kd.distill.lesson import Lesson
 from multitask_kd.engine.check import FAIL, LOOK, PASS, check_run, closing_line, require
 from multitask_kd.engine.train import check, ready, train
 from multitask_kd.errors import UserError
@@ -85,13 +86,13 @@ def test_a_run_with_the_check_is_the_run_without(tiny, distilled, tmp_path, same
 
 def test_teacher_in_training_mode(sound):
     run, optimizer = sound()
-    run.teacher.net.heads["seg"].train()
+    run.teachers.members["teacher"].net.heads["seg"].train()
     only_failure(run, optimizer, "teacher in eval", "heads.seg is in training mode")
 
 
 def test_teacher_that_learns(sound):
     run, optimizer = sound()
-    run.teacher.net.neck.requires_grad_(True)
+    run.teachers.members["teacher"].net.neck.requires_grad_(True)
     only_failure(run, optimizer, "teacher frozen", "neck.fpn.inner_blocks.0.0.weight would learn")
 
 
@@ -100,10 +101,14 @@ def test_teacher_below_its_floor(sound):
     only_failure(run, optimizer, "teacher's seg", "teacher.floor.seg asks 99.5")
 
 
-def test_classes_in_another_order(sound):
+def test_classes_that_the_teacher_does_not_know(sound):
     run, optimizer = sound()
-    run.teacher.tasks["seg"].classes = run.teacher.tasks["seg"].classes[::-1]
-    only_failure(run, optimizer, "classes of seg", "against")
+    own = run.tasks["seg"].classes
+    run.teachers.members["teacher"].lessons["seg"] = Lesson([*own[1:], "tram"], own)
+    verdict, detail = verdicts(run, optimizer)["classes of seg"]
+    assert verdict == LOOK and detail == (
+        f"{len(own) - 1} of {len(own)} are known to the teacher; left to the labels: {own[0]}; of no use here: tram"
+    )
 
 
 def test_adapters_left_out_of_the_optimizer(sound):
@@ -159,7 +164,7 @@ def test_an_average_that_is_still_the_student_does_not_fail(sound):
     for module in run.student.modules():  # nothing that differs between training and eval
         if isinstance(module, torch.nn.BatchNorm2d):
             module.forward = lambda x: x
-    for module in run.teacher.net.modules():
+    for module in run.teachers.members["teacher"].net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.forward = lambda x: x
     found = verdicts(run, optimizer)
@@ -170,7 +175,7 @@ def test_an_average_that_is_still_the_student_does_not_fail(sound):
 def test_term_that_is_not_finite(sound):
     run, optimizer = sound()
     with torch.no_grad():
-        run.teacher.net.heads["det"].objectness.weight[0, 0] = torch.nan
+        run.teachers.members["teacher"].net.heads["det"].objectness.weight[0, 0] = torch.nan
     only_failure(run, optimizer, "det.soft.det_mse", "is nan")
 
 
@@ -207,7 +212,7 @@ def test_tap_that_is_written_over(sound):
 
 def test_teacher_in_the_checkpoint_and_in_the_optimizer(sound):
     run, _ = sound()
-    run.distiller.teacher = run.teacher.net
+    run.distiller.teacher = run.teachers.members["teacher"].net
     optimizer = torch.optim.SGD(run.distiller.parameters(), lr=0.1)
     found = verdicts(run, optimizer)
     assert found["checkpoint"][0] == FAIL and "is the teacher's" in found["checkpoint"][1]

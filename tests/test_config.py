@@ -61,7 +61,10 @@ def test_a_typo_in_an_override(write, override, where, nearest):
 
 def test_a_key_far_from_every_other_lists_what_there_is(write):
     path = write("cfg.yaml", {"teacher": {"path": "x.pt", "zzzzzzzz": 1}})
-    assert fault(config.load, path).endswith("teacher.zzzzzzzz: unknown key; known: amp, check_images, floor, path, source")
+    assert fault(config.load, path).endswith(
+        "teacher.zzzzzzzz: unknown key; known: amp, check_images, classes, floor, input, map, options, "
+        "outputs, path, source, tasks, trust_pickle"
+    )
 
 
 def test_every_fault_is_told_at_once(write):
@@ -319,7 +322,7 @@ def test_shipped_studies_are_sound(path):
             for seed in set(runs) & set(configs[control]):
                 assert runs[seed].model == configs[control][seed].model and runs[seed].train == configs[control][seed].train
                 assert runs[seed].data.val == configs[control][seed].data.val
-    taught = [c.teacher.path for runs in configs.values() for c in runs.values() if c.distils]
+    taught = [t.path for runs in configs.values() for c in runs.values() for t in c.named_teachers.values()]
     inside = {f"{folder}/best.pt" for folder in folders}
     assert taught and all(path in inside for path in taught)
 

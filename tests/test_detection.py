@@ -8,8 +8,8 @@ from torch import nn
 from multitask_kd.batch import CROWD, PAD
 from multitask_kd.data.loader import Truth
 from multitask_kd.data.transforms import Geometry, fit
+from multitask_kd.models.assign import simota
 from multitask_kd.models.dense_head import DenseHead, cells, decode_boxes
-from multitask_kd.tasks.assign import simota
 from multitask_kd.tasks.detection import Detection, Detections
 
 CPU = torch.device("cpu")

@@ -411,10 +411,10 @@ IN_PLACE = {"x": {"student": "backbone.model.layer1.0.bn1", "loss": "feature_mse
 
 def test_a_tap_that_is_written_over_is_copied_from_the_first_step_on(tiny, distilled, tmp_path):
     run = build.recipe(tiny(tmp_path, {**distilled, "distill": IN_PLACE}))
-    assert run.distiller.tapped.copied == run.teacher.tapped.copied == {IN_PLACE["x"]["student"]}
+    assert run.distiller.tapped.copied == run.teachers.members["teacher"].tapped.copied == {IN_PLACE["x"]["student"]}
     batch = run.first_batch()
-    run.distiller(batch, run.teacher(batch.images))
-    assert run.distiller.tapped.overwritten() == run.teacher.tapped.overwritten() == []
+    run.distiller(batch, run.teachers(batch))
+    assert run.distiller.tapped.overwritten() == run.teachers.members["teacher"].tapped.overwritten() == []
 
 
 def test_a_resumed_run_copies_a_tap_that_is_written_over(tiny, distilled, tmp_path, monkeypatch, read_lines, same_weights):
@@ -457,7 +457,7 @@ def test_a_student_that_learns_from_its_own_deeper_layers(tiny, tmp_path, monkey
 def test_the_deeper_layer_is_not_pulled_to_the_shallower(tiny, tmp_path):
     term = {"student": "backbone.model.layer1", "teacher": "backbone.model.layer3", "loss": "pkd"}
     run = build.recipe(tiny(tmp_path, {"teacher": {"source": "self"}, "distill": {"own": term}}))
-    assert run.teacher is None and run.distiller.own_teacher
+    assert run.teachers is None and run.distiller.own_teacher
     run.distiller.train()
     run.distiller(run.first_batch())["distill.own"].backward()
     reached = {n for n, p in run.student.named_parameters() if p.grad is not None and p.grad.any()}
@@ -483,16 +483,16 @@ def test_a_student_that_is_taught_by_its_own_average(tiny, distilled, tmp_path, 
 def test_the_average_that_teaches_is_the_one_that_is_evaluated(tiny, distilled, tmp_path):
     changes = {**distilled, "teacher": {"source": "ema", "amp": "none"}, "train.ema": 0.9}
     run = build.recipe(tiny(tmp_path, changes))
-    before = {k: v.clone() for k, v in run.teacher.net.state_dict().items()}
-    average = loop.Ema(run.student, 0.9, run.teacher.net)
-    assert average.net is run.teacher.net
+    before = {k: v.clone() for k, v in run.teachers.members["teacher"].net.state_dict().items()}
+    average = loop.Ema(run.student, 0.9, run.teachers.members["teacher"].net)
+    assert average.net is run.teachers.members["teacher"].net
     with torch.no_grad():
         for p in run.student.parameters():
             p += 1
-    assert all(torch.equal(v, before[k]) for k, v in run.teacher.net.state_dict().items())  # a copy of its own
+    assert all(torch.equal(v, before[k]) for k, v in run.teachers.members["teacher"].net.state_dict().items())  # a copy of its own
     average.update()
     # the first decay is (1 + 0) / (10 + 0) = .1: nine tenths of the way
-    for name, p in run.teacher.net.named_parameters():
+    for name, p in run.teachers.members["teacher"].net.named_parameters():
         assert torch.allclose(p, before[name] + 0.9, atol=1e-5) and not p.requires_grad
 
 
@@ -516,7 +516,7 @@ def test_through_the_teachers_head_the_students_own_learns_nothing(tiny, distill
     run = build.recipe(tiny(tmp_path, {**distilled, "tasks.det": CROSS}))
     run.distiller.train()
     batch = run.first_batch()
-    view = run.teacher(batch.images)
+    view = run.teachers(batch)
     run.distiller(batch, view)["det.soft.det_soft"].backward()
     grads = {n for n, p in run.distiller.named_parameters() if p.grad is not None and p.grad.any()}
     assert not any(n.startswith("student.heads.") for n in grads)
@@ -524,13 +524,13 @@ def test_through_the_teachers_head_the_students_own_learns_nothing(tiny, distill
     assert {n for n in grads if n.startswith("through.")} == {
         f"through.det.align.{s}.{kind}" for s in (8, 16) for kind in ("weight", "bias")
     }
-    assert all(p.grad is None and not p.requires_grad for p in run.teacher.net.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in run.teachers.members["teacher"].net.parameters())
     assert set(run.distiller.adapters()) == {"det.soft.through"}
 
 
 def test_the_teachers_pyramid_through_its_own_head_is_the_teachers_prediction(tiny, distilled, tmp_path):
     run = build.recipe(tiny(tmp_path, distilled))
-    net = run.teacher.net
+    net = run.teachers.members["teacher"].net
     cross = CrossHead(net.heads["det"], {8: "fine", 16: "coarse"}, 16, 16)
     with torch.no_grad():
         for conv in cross.align.values():
@@ -539,7 +539,7 @@ def test_the_teachers_pyramid_through_its_own_head_is_the_teachers_prediction(ti
         images = torch.rand(2, 3, 48, 64)
         levels = net.neck([net.backbone((images - net.mean) / net.std)[i] for i in (2, 3, 4)])
         said = cross({"fine": levels[8], "coarse": levels[16]})
-    assert torch.allclose(said, run.teacher(images).preds["det"], atol=1e-5)
+    assert torch.allclose(said, run.teachers.members["teacher"](images).preds["det"], atol=1e-5)
     assert not any(k.startswith("_head") or "tower" in k for k in cross.state_dict())
 
 
@@ -618,7 +618,7 @@ def test_a_share_of_a_gradient_that_does_not_reach_the_maps_is_refused(tiny, dis
     config = tiny(tmp_path, {**distilled, "distill": terms, "balance": {"method": "gradient", "options": {"share": 0.5}}})
     run = build.recipe(config)
     batch = run.first_batch()
-    losses = run.distiller(batch, run.teacher(batch.images))
+    losses = run.distiller(batch, run.teachers(batch))
     with pytest.raises(UserError, match="gradient of 'distill.stem' does not reach the maps"):
         run.objective(losses, 0.0, run.distiller.shared)
 
@@ -627,7 +627,7 @@ def test_a_group_of_weight_zero_is_left_out_of_the_balance(tiny, distilled, tmp_
     changes = {**distilled, "tasks.det.ratio": 0.0, "balance": {"method": "uncertainty"}}
     run = build.recipe(tiny(tmp_path, changes))
     batch = run.first_batch()
-    run.objective(run.distiller(batch, run.teacher(batch.images)), 0.0)[0].backward()
+    run.objective(run.distiller(batch, run.teachers(batch)), 0.0)[0].backward()
     grads = {name: p.grad for name, p in run.distiller.balance.log_variance.items()}
     assert grads["det"] is None and grads["seg"] is not None
 

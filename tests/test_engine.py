@@ -241,14 +241,18 @@ def test_a_teacher_of_one_task_is_drawn_with_that_task(tiny, tmp_path):
 
 def test_the_teacher_is_the_same_to_the_bit_after_training(distilled_run, same_weights):
     config, _, run = distilled_run
-    same_weights(run.teacher.net.state_dict(), checkpoint.load(config.teacher.path, "x")["model"])
-    assert not run.teacher.net.training and all(p.grad is None for p in run.teacher.net.parameters())
+    same_weights(run.teachers.members["teacher"].net.state_dict(), checkpoint.load(config.teacher.path, "x")["model"])
+    assert not run.teachers.members["teacher"].net.training and all(
+        p.grad is None for p in run.teachers.members["teacher"].net.parameters()
+    )
 
 
 def test_the_teacher_is_in_no_file(distilled_run):
     _, folder, run = distilled_run
     student = run.student.state_dict()
-    teacher = {tuple(v.shape) for v in run.teacher.net.state_dict().values()} - {tuple(v.shape) for v in student.values()}
+    teacher = {tuple(v.shape) for v in run.teachers.members["teacher"].net.state_dict().values()} - {
+        tuple(v.shape) for v in student.values()
+    }
     assert teacher  # it is wider, so its tensors can be told by their shapes
 
     def tensors(node):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
 COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources"} | LEAVES
-BUILT = COMPONENTS | {"atomic", "build", "build_distill", "distill", "checkpoint", "precision", "report"}
+BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "distill", "checkpoint", "precision", "report"}
 
 # a part of the package -> the parts it may import, besides itself
 ALLOWED = {
@@ -27,12 +27,14 @@ ALLOWED = {
     "metrics": {"batch", "errors"},
     "models": LEAVES,
     "sources": LEAVES,
-    "losses": LEAVES,
+    "losses": {"models"} | LEAVES,
     "tasks": {"models", "metrics"} | LEAVES,
     "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,
     "report": {"atomic", "batch", "errors"},
     "build_distill": COMPONENTS | {"config", "distill"},
-    "build": COMPONENTS | {"build_distill", "config", "distill", "checkpoint", "precision"},
+    "build_net": COMPONENTS | {"config", "checkpoint"},
+    "build_teacher": COMPONENTS | {"build_distill", "build_net", "config", "distill", "checkpoint", "precision"},
+    "build": COMPONENTS | {"build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
     "docs": COMPONENTS | {"distill", "config", "search_config", "study_config", "build"},
 }

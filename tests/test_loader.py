@@ -9,6 +9,7 @@ from multitask_kd.data.base import Layout, Sample
 from multitask_kd.data.loader import (
     BatchStream,
     EvalSet,
+    Item,
     Pool,
     TrainSet,
     collate_train,
@@ -219,7 +220,7 @@ def test_unlabelled_places_carry_no_labels():
 @pytest.mark.parametrize("boxes", [None, np.zeros((0, 4), np.float32)])
 def test_a_batch_without_any_box(boxes):
     classes = None if boxes is None else np.zeros(0, np.int64)
-    item = (Sample(np.zeros((*SIZE, 3), np.uint8), None, boxes, classes), 0, None)
+    item = Item(Sample(np.zeros((*SIZE, 3), np.uint8), None, boxes, classes), 0, None)
     batch, _ = collate_train([item, item], ("seg", "det"))
     assert batch.targets["det"]["boxes"].shape == (2, 0, 4) and batch.targets["det"]["classes"].shape == (2, 0)
     assert batch.targets["det"]["labelled"].tolist() == [boxes is not None] * 2

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,22 +109,44 @@ class BatchStream:
         return self._orders[key][1]
 
 
+class Item(NamedTuple):
+    """One training image: its ``sample`` at the network's size, its place in the data set, the message of a file that was skipped
+    for it, and by (H, W) the same picture, moved and coloured alike, at the sizes of teachers that see more."""
+
+    sample: Sample
+    index: int
+    skipped: str | None
+    views: dict[tuple[int, int], np.ndarray] = {}
+
+
 class TrainSet(Dataset):
-    """Place -> (Sample at network size, index read, message of a skipped file or None).
+    """Place -> Item.
 
     pools: a broken image is replaced from its own pool, so that no label is used that was to be left out.
+    views: transforms to other sizes, which draw the same from the same seed.
     """
 
-    def __init__(self, layout: Layout, transform: TrainTransform, seed: int, *, pools: Sequence[Pool], skip_errors: bool):
+    def __init__(
+        self,
+        layout: Layout,
+        transform: TrainTransform,
+        seed: int,
+        *,
+        pools: Sequence[Pool],
+        skip_errors: bool,
+        views: Sequence[TrainTransform] = (),
+    ):
         self.layout, self.transform, self.seed, self.skip_errors = layout, transform, seed, skip_errors
         self.pools = list(pools)
+        self.views = {view.size: view for view in views}
 
-    def __getitem__(self, place: Place) -> tuple[Sample, int, str | None]:
+    def __getitem__(self, place: Place) -> Item:
         sample, index, skipped = read_or_next(self.layout, place.index, self.pools[place.pool].indices, self.skip_errors)
         if not place.labelled:
             sample = Sample(sample.image)
-        seed = np.random.SeedSequence([self.seed, place.draw, place.index]).generate_state(1)[0]
-        return self.transform(sample, int(seed)), index, skipped
+        seed = int(np.random.SeedSequence([self.seed, place.draw, place.index]).generate_state(1)[0])
+        views = {size: view(Sample(sample.image), seed).image for size, view in self.views.items()}
+        return Item(self.transform(sample, seed), index, skipped, views)
 
 
 def read_or_next(layout: Layout, index: int, pool: np.ndarray, skip_errors: bool) -> tuple[Sample, int, str | None]:
@@ -141,17 +164,23 @@ def read_or_next(layout: Layout, index: int, pool: np.ndarray, skip_errors: bool
     raise UserError(f"none of {len(pool)} images can be read; the first error was: {skipped}")
 
 
-def collate_train(items: list[tuple[Sample, int, str | None]], tasks: Sequence[str]) -> tuple[Batch, list[str]]:
+def collate_train(items: list[Item], tasks: Sequence[str]) -> tuple[Batch, list[str]]:
     """Samples of one size -> padded Batch with targets for ``tasks``, and the messages of skipped files."""
-    samples = [item[0] for item in items]
-    images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
+    samples = [item.sample for item in items]
+    images = _images([s.image for s in samples])
     targets: Targets = {}
     if "seg" in tasks:
         targets["seg"] = _seg_target(samples)
     if "det" in tasks:
         targets["det"] = _det_target(samples)
-    batch = Batch(images, targets, torch.tensor([item[1] for item in items]))
-    return batch, [item[2] for item in items if item[2]]
+    views = {size: _images([item.views[size] for item in items]) for size in items[0].views}
+    batch = Batch(images, targets, torch.tensor([item.index for item in items]), views=views)
+    return batch, [item.skipped for item in items if item.skipped]
+
+
+def _images(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 [H,W,3] each -> uint8 [B,3,H,W], in memory as [B,H,W,3]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
 def _seg_target(samples: list[Sample]) -> dict[str, Tensor]:
@@ -199,7 +228,7 @@ def collate_eval(items: list[tuple[np.ndarray, Truth] | str]) -> tuple[Batch | N
     skipped = [item for item in items if isinstance(item, str)]
     if not whole:
         return None, skipped
-    images = torch.from_numpy(np.stack([image for image, _ in whole])).permute(0, 3, 1, 2)
+    images = _images([image for image, _ in whole])
     truths = [truth for _, truth in whole]
     return Batch(images, {}, torch.tensor([t.index for t in truths]), truths), skipped
 

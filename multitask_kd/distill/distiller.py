@@ -12,17 +12,20 @@ from ..errors import UserError
 from ..losses.base import SoftLoss
 from ..tasks.base import Task
 from .crosshead import CrossHead
+from .overlap import Overlap
 from .schedules import Schedule
 from .taps import Tapped
 from .term import Term
 
 
 class Soft(NamedTuple):
-    """A task's soft loss: its registered name, the loss, and, where the teacher's head judges, the way through it."""
+    """A task's soft loss: its registered name, the loss, where the teacher's head judges the way through it, and where the two can
+    be compared (None: everywhere, as they are)."""
 
     name: str
     loss: SoftLoss
     through: CrossHead | None = None
+    overlap: Overlap | None = None
 
 
 class Distiller(nn.Module):
@@ -53,10 +56,12 @@ class Distiller(nn.Module):
         self.soft_names = {task: part.name for task, part in soft.items()}
         self.soft = nn.ModuleDict({task: part.loss for task, part in soft.items()})
         self.through = nn.ModuleDict({task: part.through for task, part in soft.items() if part.through is not None})
+        self.overlaps = {task: part.overlap for task, part in soft.items() if part.overlap is not None}
         self.terms = nn.ModuleDict(terms or {})
         self.balance = balance
         self.own_teacher = own_teacher
         self.shared: tuple[Tensor, ...] = ()  # ``View.shared`` of the last forward pass: where gradients are compared
+        self.said: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # its predictions, and those that soft losses judge
         paths = [t.student for t in self.terms.values()] + [path for c in self.through.values() for path in c.levels.values()]
         if own_teacher:
             paths += [t.teacher for t in self.terms.values()]
@@ -99,18 +104,33 @@ class Distiller(nn.Module):
         if teacher is None and (self.soft or self.terms):
             raise ValueError(f"'{next(iter([*self.soft, *self.terms]))}' is learnt from a teacher, but the step has none")
         size = tuple(batch.images.shape[2:])
-        losses = {}
-        for name, task in self.tasks.items():
-            pred, target = view.preds[name], batch.targets.get(name)
-            if target is not None:
-                losses |= {f"{name}.hard.{k}": v for k, v in task.losses(pred, target, size).items()}
-            if name in self.soft:
-                judged = self.through[name](taps) if name in self.through else pred
-                losses[f"{name}.soft.{self.soft_names[name]}"] = self.soft[name](judged, teacher.preds[name], target)
+        judged = {name: self.through[name](taps) if name in self.through else view.preds[name] for name in self.soft}
+        self.said = ({k: v.detach() for k, v in view.preds.items()}, {k: v.detach() for k, v in judged.items()})
+        losses = self.compare(view.preds, judged, batch, teacher)
         for name, term in self.terms.items():
             target = batch.targets.get(term.task) if term.task else None
             own = _tap(taps, term.student, f"distill.{name}.student")
             losses[f"distill.{name}"] = term(own, _tap(teacher.taps, term.teacher, f"distill.{name}.teacher"), size, target)
+        return losses
+
+    def compare(
+        self, preds: Mapping[str, Tensor], judged: Mapping[str, Tensor], batch: Batch, teacher: View | None
+    ) -> dict[str, Tensor]:
+        """The hard and soft losses of predictions. A task that is missing in the batch's targets has no hard losses.
+
+        preds: the student's; judged: those that soft losses compare with the teacher's.
+        """
+        size = tuple(batch.images.shape[2:])
+        losses = {}
+        for name, task in self.tasks.items():
+            target = batch.targets.get(name)
+            if target is not None:
+                losses |= {f"{name}.hard.{k}": v for k, v in task.losses(preds[name], target, size).items()}
+            if name in self.soft:
+                own, other = judged[name], teacher.preds[name]
+                if name in self.overlaps:
+                    own, other = self.overlaps[name](own, other, teacher.silent.get(name), target, size)
+                losses[f"{name}.soft.{self.soft_names[name]}"] = self.soft[name](own, other, target)
         return losses
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.base import SoftLoss
+from .sight import Sight
 
 MOST_PREFIX = 16  # class and register tokens before those of places
 
@@ -21,7 +22,8 @@ class Term(nn.Module):
     student, teacher: dotted module paths. channels: of the two taps, as maps. align: a learnt 1x1 convolution brings the student's
     map to the teacher's channels. norm: both maps are normalised (BatchNorm without weights) before the loss.
     size: which map's height and width both get: "smaller", "student" or "teacher". What of it a config means by "auto" is decided
-    in build_distill.py. task: whose predictions the taps are, where they are compared as they are.
+    in build_distill.py. task: whose predictions the taps are, where they are compared as they are. sight: how the teacher sees the
+    images, where its input has another size than the student's.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Term(nn.Module):
         norm: bool = False,
         size: str = "smaller",
         task: str | None = None,
+        sight: Sight | None = None,
     ):
         super().__init__()
+        self.sight = sight
         self.student, self.teacher, self.size, self.task = student, teacher, size, task
         self.loss = loss
         self.align = nn.Conv2d(*channels, 1, bias=False) if align else nn.Identity()
@@ -50,11 +54,17 @@ class Term(nn.Module):
     ) -> Tensor:
         if self.task:  # predictions of one task: nothing to align, labels may say what to leave out
             return self.loss(student, teacher.detach(), target)
-        s, t = as_map(student, image_size), as_map(teacher, image_size).detach()
-        s, t = resized(self.align(s), t, self.size)
+        s, t = self.maps(student, teacher, image_size)
+        s, t = resized(self.align(s), t.detach(), self.size)
         if self.norms is not None:
             s, t = self.norms[0](s), self.norms[1](t)
         return self.loss(s, t)
+
+    def maps(self, student: Tensor, teacher: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Both taps as maps [B,C,H,W] of the same images."""
+        if self.sight is None:
+            return as_map(student, image_size), as_map(teacher, image_size)
+        return as_map(student, image_size), self.sight.back(as_map(teacher, self.sight.own))
 
 
 def as_map(tap: Tensor, image_size: tuple[int, int]) -> Tensor:

@@ -173,7 +173,7 @@ class _BareLoop:
 
     def step(self) -> None:
         batch = next(self.batches)
-        view = self.run.teacher(batch.images) if self.run.teacher else None
+        view = self.run.teachers(batch) if self.run.teachers else None
         self._update(self._losses(batch, view))
 
     def tapping(self, steps: int, rounds: int) -> dict[str, float]:
@@ -193,23 +193,24 @@ class _BareLoop:
     @contextlib.contextmanager
     def _without_terms(self) -> Iterator[None]:
         """The distiller and the teacher without terms and without their hooks."""
-        distiller, teacher = self.run.distiller, self.run.teacher
-        before = distiller.terms, distiller.tapped, teacher and teacher.tapped
+        distiller = self.run.distiller
+        members = self.run.teachers.members.values() if self.run.teachers else ()
+        before = distiller.terms, distiller.tapped, [member.tapped for member in members]
         distiller.terms = torch.nn.ModuleDict()
         distiller.tapped = Tapped(distiller.student, [p for c in distiller.through.values() for p in c.levels.values()])
-        if teacher:
-            teacher.tapped = Tapped(teacher.net, [])
+        for member in members:
+            member.tapped = Tapped(member.net, [])
         try:
             yield
         finally:
             distiller.terms, distiller.tapped = before[:2]
-            if teacher:
-                teacher.tapped = before[2]
+            for member, tapped in zip(members, before[2], strict=True):
+                member.tapped = tapped
 
     def _terms(self, times: int) -> dict[str, float]:
         """Milliseconds of each term alone: forward and backward down to the student's tap."""
         run, batch = self.run, next(self.batches)
-        view = run.teacher(batch.images) if run.teacher else None
+        view = run.teachers(batch) if run.teachers else None
         run.distiller(batch, view)
         taps = run.distiller.tapped.taps
         taught = view.taps if view else taps
@@ -240,9 +241,9 @@ class _BareLoop:
         view = run.student(batch.images)
         size = tuple(batch.images.shape[2:])
         found: dict[str, float] = {}
-        if run.teacher:
-            found["teacher forward"] = self._timed(lambda: run.teacher(batch.images), times)
-            taught = run.teacher(batch.images)
+        if run.teachers:
+            found["teacher forward"] = self._timed(lambda: run.teachers(batch), times)
+            taught = run.teachers(batch)
         found["student forward"] = self._timed(lambda: run.student(batch.images), times)
         leaves = {k: p.detach().requires_grad_() for k, p in view.preds.items()}
         for name, task in run.tasks.items():
@@ -253,7 +254,7 @@ class _BareLoop:
                 soft = lambda n=name, f=loss: f(leaves[n], taught.preds[n], batch.targets[n]).backward()  # noqa: E731
                 found[f"{name}.soft.{run.distiller.soft_names[name]}"] = self._timed(soft, times)
         found |= self._terms(times)
-        self._losses(batch, taught if run.teacher else None).backward()
+        self._losses(batch, taught if run.teachers else None).backward()
         found["optimizer"] = self._timed(self.optimizer.step, times)
         if run.config.train.ema:
             found["average of weights"] = self._timed(Ema(run.student, run.config.train.ema).update, times)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from ..build import Recipe, decode_options
 from ..build_distill import compared_heads
 from ..distill.balance import by_part
 from ..distill.objective import gradient_report, parts
-from ..distill.term import as_map, resized
+from ..distill.term import resized
 from ..errors import UserError
 from ..precision import resolve_amp
 from .evaluate import evaluate
@@ -127,20 +127,21 @@ class _Pass:
 
     def _forward(self) -> tuple[View | None, dict[str, Tensor]]:
         run = self.run
-        view = run.teacher(self.batch.images) if run.teacher else None
+        view = run.teachers(self.batch) if run.teachers else None
         with torch.autocast(run.device.type, self.amp, enabled=self.amp is not None):
             return view, run.distiller(self.batch, view)
 
     def _overwritten(self) -> dict[str, list[str]]:
+        members = self.run.teachers.members if self.run.teachers else {}
         found = {"student": self.run.distiller.tapped.overwritten()}
-        return found | ({"teacher": self.run.teacher.tapped.overwritten()} if self.run.teacher else {})
+        return found | {name: member.tapped.overwritten() for name, member in members.items()}
 
     def tap(self, side: str, path: str) -> tuple[Any, int]:
         """What a module put out, and how often it was called."""
-        of_student = side == "student" or self.run.distiller.own_teacher
-        tapped = self.run.distiller.tapped if of_student else self.run.teacher.tapped
-        taps = self.student_taps if of_student else self.view.taps
-        return taps.get(path), tapped.calls.get(path, 0)
+        if side == "student" or self.run.distiller.own_teacher:
+            return self.student_taps.get(path), self.run.distiller.tapped.calls.get(path, 0)
+        member, inner = self.run.teachers.tap(path)
+        return self.view.taps.get(path), member.tapped.calls.get(inner, 0)
 
     def seconds(self) -> float:
         """Of a step without data and optimizer, the mean of two."""
@@ -177,7 +178,7 @@ def _alignment(term: Any, taps: Mapping[str, tuple[Any, int]], size: tuple[int, 
     if term.task:
         return "predictions, compared as they are"
     with torch.no_grad():
-        own, other = (as_map(tap, size) for tap, _ in taps.values())
+        own, other = term.maps(*(tap for tap, _ in taps.values()), size)
         aligned, goal = resized(term.align(own.float()), other.float(), term.size)
     parts = [] if isinstance(term.align, nn.Identity) else [f"1x1 convolution {own.shape[1]} -> {other.shape[1]} channels"]
     for who, before, after in (("student", own, aligned), ("teacher", other, goal)):
@@ -189,59 +190,87 @@ def _alignment(term: Any, taps: Mapping[str, tuple[Any, int]], size: tuple[int, 
 
 
 def _classes(run: Recipe) -> Iterator[Line]:
-    """Teacher and student have the same classes, by name and in order, in every task that is taught."""
-    if run.teacher is None:
+    """How the classes of every teacher meet the student's, by name, in every task that it teaches."""
+    if run.teachers is None:
         return
-    for name in [name for name in run.tasks if name in run.distiller.soft or name in compared_heads(run.config)]:
-        own, other = run.tasks[name].classes, run.teacher.tasks[name].classes
-        verdict = PASS if own == other else FAIL
-        detail = f"{len(own)}, the same names in the same order" if own == other else f"{own} against the teacher's {other}"
-        yield Line(verdict, f"classes of {name}", detail)
+    for task in [name for name in run.tasks if name in run.distiller.soft or name in compared_heads(run.config)]:
+        who = run.teachers.subjects[task].teachers if task in run.teachers.subjects else list(run.teachers.members)
+        for name in who:
+            yield _met(run, task, name, several=len(run.teachers.members) > 1)
+
+
+def _met(run: Recipe, task: str, name: str, *, several: bool) -> Line:
+    member, own = run.teachers.members[name], run.tasks[task].classes
+    what = f"classes of {task}" + (f", {name}" if several else "")
+    lesson = member.lessons.get(task)
+    if task not in member.tasks:
+        return Line(FAIL, what, "the teacher has none")
+    if lesson is None or lesson.same:
+        return Line(PASS, what, f"{len(own)}, the same names in the same order")
+    left = [own[i] for i in range(len(own)) if i not in lesson.known]
+    extra = [lesson.theirs[i] for i in lesson.extra]
+    details = [f"{len(lesson.known)} of {len(own)} are known to the teacher"]
+    details += [f"left to the labels: {', '.join(left)}"] if left else []
+    details += [f"of no use here: {', '.join(extra)}"] if extra else []
+    return Line(LOOK if left or extra else PASS, what, "; ".join(details))
 
 
 def _teacher(run: Recipe) -> Iterator[Line]:
-    """The teacher is in eval, frozen, and as good as the config asks."""
-    if run.teacher is None:
+    """The teachers are in eval, frozen, and as good as the config asks."""
+    if run.teachers is None:
         own = run.distiller.own_teacher
         detail = "the student's own deeper layers" if own else "nothing is distilled: every alpha is 0 and distill has no term"
         yield Line(PASS if own else LOOK, "teacher", detail)
         return
-    net = run.teacher.net
-    training = [name or "the network" for name, module in net.named_modules() if module.training]
-    learning = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
-    detail = f"{training[0]} is in training mode" if training else "none of its modules is in training mode"
-    yield Line(FAIL if training else PASS, "teacher in eval", detail)
-    detail = f"{learning[0]} would learn" if learning else "none of its weights would learn"
-    yield Line(FAIL if learning else PASS, "teacher frozen", detail)
+    for name, member in run.teachers.members.items():
+        who = "teacher" if len(run.teachers.members) == 1 else f"teacher {name}"
+        training = [path or "the network" for path, module in member.net.named_modules() if module.training]
+        learning = [path for path, parameter in member.net.named_parameters() if parameter.requires_grad]
+        detail = f"{training[0]} is in training mode" if training else "none of its modules is in training mode"
+        yield Line(FAIL if training else PASS, f"{who} in eval", detail)
+        detail = f"{learning[0]} would learn" if learning else "none of its weights would learn"
+        yield Line(FAIL if learning else PASS, f"{who} frozen", detail)
     if run.config.taught_by_average:
         yield Line(PASS, "teacher's own metric", "the average of the student's weights: nothing to measure yet")
         return
-    yield from _teacher_metrics(run)
+    for place in run.config.named_teachers:
+        yield from _teacher_metrics(run, place)
 
 
-def _teacher_metrics(run: Recipe) -> Iterator[Line]:
-    floors = run.config.teacher.floor
-    tasks = {name: task for name, task in run.teacher.tasks.items() if name in run.tasks}
+def _teacher_metrics(run: Recipe, place: str) -> Iterator[Line]:
+    """What a teacher is worth on some validation images, at its own input size, over the classes that it knows."""
+    section, name = run.config.named_teachers[place], place.removeprefix("teachers.")
+    member, who = run.teachers.members[name], f"{name}'s"
+    tasks = {task: part for task, part in member.tasks.items() if task in run.tasks}
     metrics = evaluate(
-        run.teacher.net,
+        member,
         tasks,
-        run.val_batches(run.config.teacher.check_images, workers=0),
+        run.val_batches(section.check_images, workers=0, size=run.teachers.sights[name].own),
         run.device,
-        decode={name: options for name, options in decode_options(run.config).items() if name in tasks},
+        decode={task: options for task, options in decode_options(run.config).items() if task in tasks},
         channels_last=run.config.run.channels_last,
     )
-    for name in floors:
-        if name not in tasks:
-            yield Line(FAIL, f"teacher's {name}", "has a floor, but the teacher has no such task with the student's classes")
-    for name, task in tasks.items():
-        score = metrics[name][task.main_metric]
-        shown = f"{task.main_metric} {'-' if score is None else f'{score:.1f}'} on {metrics['images']} validation images"
-        floor = floors.get(name)
+    for task in section.floor:
+        if task not in tasks:
+            yield Line(FAIL, f"{who} {task}", "has a floor, but the teacher has no such task with the student's classes")
+    for task, part in tasks.items():
+        score = over_known(metrics[task], part, member.known(task))
+        shown = f"{part.main_metric} {'-' if score is None else f'{score:.1f}'} on {metrics['images']} validation images"
+        floor = section.floor.get(task)
         if floor is None:
-            yield Line(PASS, f"teacher's {name}", f"{shown}; no floor is set (teacher.floor.{name}=60 would ask for 60)")
+            yield Line(PASS, f"{who} {task}", f"{shown}; no floor is set ({place}.floor.{task}=60 would ask for 60)")
         else:
             good = score is not None and score >= floor
-            yield Line(PASS if good else FAIL, f"teacher's {name}", f"{shown}; teacher.floor.{name} asks {floor:g}")
+            yield Line(PASS if good else FAIL, f"{who} {task}", f"{shown}; {place}.floor.{task} asks {floor:g}")
+
+
+def over_known(metrics: Mapping[str, Any], task: Any, known: Sequence[int]) -> float | None:
+    """A task's main metric over the classes that a teacher knows."""
+    if len(known) == len(task.classes):
+        return metrics[task.main_metric]
+    by_class = next(value for value in metrics.values() if isinstance(value, Mapping))
+    found = [by_class[task.classes[i]] for i in known if by_class.get(task.classes[i]) is not None]
+    return sum(found) / len(found) if found else None
 
 
 def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
@@ -333,8 +362,8 @@ def _optimizer(run: Recipe, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
         "optimizer",
         f"{missing[0]} is not in it" if missing else f"holds all {len(held)} tensors that learn",
     )
-    if run.teacher is not None:
-        foreign = [name for name, p in run.teacher.net.named_parameters() if id(p) in held]
+    if run.teachers is not None:
+        foreign = [name for m in run.teachers.members.values() for name, p in m.net.named_parameters() if id(p) in held]
         detail = f"holds the teacher's {foreign[0]}" if foreign else "holds nothing of the teacher"
         yield Line(FAIL if foreign else PASS, "optimizer and teacher", detail)
 
@@ -342,7 +371,8 @@ def _optimizer(run: Recipe, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
 def _absent_from_checkpoint(run: Recipe) -> Line:
     """No tensor of the teacher is among those that a checkpoint saves."""
     saved = {value.data_ptr(): name for name, value in run.distiller.state_dict().items() if value.numel()}
-    own = [] if run.teacher is None else [*run.teacher.net.parameters(), *run.teacher.net.buffers()]
+    nets = [member.net for member in run.teachers.members.values()] if run.teachers else []
+    own = [value for net in nets for value in (*net.parameters(), *net.buffers())]
     shared = [saved[value.data_ptr()] for value in own if value.numel() and value.data_ptr() in saved]
     detail = f"{shared[0]} is the teacher's" if shared else f"{len(saved)} tensors, none of them the teacher's"
     return Line(FAIL if shared else PASS, "checkpoint", detail)

@@ -20,8 +20,11 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """``net`` in eval mode, put back as it was."""
+def evaluating(net: Callable) -> Iterator[None]:
+    """``net`` in eval mode, put back as it was. A teacher is no module and always in eval."""
+    if not isinstance(net, nn.Module):
+        yield
+        return
     was_training = net.training
     net.eval()
     try:
@@ -46,7 +49,7 @@ def predict(
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module,
+    net: Callable,
     tasks: Mapping[str, Task],
     loader: Iterable,
     device: torch.device,
@@ -97,7 +100,7 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
         torch.set_num_threads(config.run.threads)
     content = load(path, where)
     arch = content["arch"]
-    found = build.layout(config.data.val, "data.val")
+    found = build.layout(config, "val")
     classes = {name: task["classes"] for name, task in arch["tasks"].items()}
     shared = [t for t in classes if t in found.classes]
     if not shared:

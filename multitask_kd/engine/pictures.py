@@ -34,12 +34,31 @@ class Speaker:
 def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndarray]:
     """One picture for each of ``count`` validation images, spread over the set: uint8 [H,W,3] by name."""
     size, decode = run.config.data.input_size, decode_options(run.config)
-    speakers = {"teacher": Speaker(run.teacher, run.teacher.tasks, size, decode)} if run.teacher else {}
-    speakers["student" if run.teacher else "network"] = Speaker(student, run.tasks, size, decode)
+    speakers = teacher_speakers(run)
+    speakers["student" if speakers else "network"] = Speaker(student, run.tasks, size, decode)
     spread = np.linspace(0, len(run.val_layout) - 1, num=min(count, len(run.val_layout)), dtype=int)
     rows = compare(run.val_layout, spread, speakers, run.device)
     names = {name: task.classes for name, task in run.tasks.items()}
     return {f"{k:02d}": side_by_side([row], ["truth", *speakers], class_names=names) for k, row in enumerate(rows)}
+
+
+def teacher_speakers(run: Recipe) -> dict[str, Speaker]:
+    """Every teacher, with its own input size."""
+    members = run.teachers.members if run.teachers else {}
+    decode = decode_options(run.config)
+    return {
+        name: Speaker(member, member.tasks, run.teachers.sights[name].own, {k: v for k, v in decode.items() if k in member.tasks})
+        for name, member in members.items()
+    }
+
+
+def draw_taught(run: Recipe, count: int) -> dict[str, np.ndarray]:
+    """What the teachers say of ``count`` training images that lack labels: uint8 [H,W,3] by name."""
+    speakers = teacher_speakers(run)
+    indices = np.array(run.unlabelled(count), dtype=int)
+    rows = compare(run.train_layout, indices, speakers, run.device)
+    names = {name: task.classes for name, task in run.tasks.items()}
+    return {f"{k:02d}": side_by_side([row], ["labels", *speakers], class_names=names) for k, row in enumerate(rows)}
 
 
 def compare(layout: Layout, indices: np.ndarray, speakers: Mapping[str, Speaker], device: torch.device) -> list[list[np.ndarray]]:

@@ -61,7 +61,7 @@ def forget_pupils(configs: Mapping[str, Mapping[int, Config]], *, overwrite: boo
     anew: set[Path] = set()
     for config in (config for runs in configs.values() for config in runs.values()):
         folder = Path(config.run.dir)
-        if config.distils and Path(config.teacher.path).parent in anew:
+        if any(teacher.path and Path(teacher.path).parent in anew for teacher in config.named_teachers.values()):
             (folder / "config.yaml").unlink(missing_ok=True)
         if overwrite or not is_done(config):
             anew.add(folder)
@@ -196,7 +196,7 @@ def picture(study: Study, configs: Mapping[str, Mapping[int, Config]]) -> np.nda
         net = build.from_checkpoint(content, name).to(on).eval()
         tasks = build.tasks(content["arch"], net)
         speakers[name] = Speaker(net, tasks, tuple(content["arch"]["input_size"]), build.decode_options(one))
-    found = build.layout(config.data.val, "data.val")
+    found = build.layout(config, "val")
     spread = np.linspace(0, len(found) - 1, num=study.pictures + 2, dtype=int)[1:-1]
     rows = compare(found, spread, speakers, on)
     names = {name: task.classes for speaker in speakers.values() for name, task in speaker.tasks.items()}

@@ -43,7 +43,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     """
     folder = Path(config.run.dir)
     check_folder(folder, dump(config), resume=resume, overwrite=overwrite)
-    for key, needed in (("teacher.path", config.reads_teacher and config.teacher.path), ("model.weights", config.model.weights)):
+    needs = {f"{place}.path": t.path for place, t in config.named_teachers.items()} | {"model.weights": config.model.weights}
+    for key, needed in needs.items():
         if needed and Path(needed).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them")
     run, optimizer = ready(config)
@@ -55,7 +56,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     c, o, device, student = config.train, config.train.optimizer, run.device, run.student
     amp = resolve_amp(c.amp, device, "train.amp")
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    ema = Ema(student, c.ema, run.teacher.net if config.taught_by_average else None) if c.ema else None
+    ema = Ema(student, c.ema, own_average(run)) if c.ema else None
     meter = LossMeter()
     state = State(run, optimizer, scaler, ema, meter, folder)
     step = state.load() if resume else 0
@@ -94,7 +95,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     waited += time.perf_counter() - before
                     skipped += messages
                     batch = batch.to(device, channels_last=config.run.channels_last)
-                    view = run.teacher(batch.images) if run.teacher else None
+                    view = run.teachers(batch) if run.teachers else None
                     with torch.autocast(device.type, amp, enabled=amp is not None):
                         losses = run.distiller(batch, view)
                     total, weighted = run.objective(losses, part, run.distiller.shared)
@@ -178,17 +179,42 @@ def check(config: Config) -> tuple[Proof, str]:
     return proof, closing_line(proof, run)
 
 
+def own_average(run: Recipe) -> torch.nn.Module | None:
+    """The network of the teacher that is the average of the student's own weights."""
+    return next(iter(run.teachers.members.values())).net if run.config.taught_by_average else None
+
+
 def announce(run: Recipe, progress: Progress) -> None:
-    """One line that says what learns from what."""
+    """What learns from what: a line, and one for every set where there are several."""
     labels = sum(len(p.indices) for p in run.pools if p.labelled)
     rest = sum(len(p.indices) for p in run.pools if not p.labelled)
-    who = "student" if run.teacher else "network"
+    members = run.teachers.members if run.teachers else {}
+    who = "student" if members else "network"
     line = f"{who} {count_parameters(run.student) / 1e6:.2f} M parameters on {run.device}; {labels} labelled images"
     if rest:
         line += f" and {rest} unlabelled"
-    if run.teacher:
-        line += f"; teacher {count_parameters(run.teacher.net) / 1e6:.2f} M"
+    for name, member in members.items():
+        count = count_parameters(member.net)
+        line += f"; {'teacher' if len(members) == 1 else name}" + (f" {count / 1e6:.2f} M" if count else "")
+        line += (
+            f" ({', '.join(task for task, s in run.teachers.subjects.items() if name in s.teachers)})" if len(members) > 1 else ""
+        )
     progress.say(line)
+    if len(run.train_layout.members) > 1:
+        for line in sets_lines(run):
+            progress.say(line)
+
+
+def sets_lines(run: Recipe) -> list[str]:
+    """By set: its images, what is labelled in them, and its places in every batch."""
+    lines = []
+    for name in run.train_layout.members:
+        own = [p for p in run.pools if len(p.indices) and run.train_layout.set_of(int(p.indices[0])) == name]
+        what = " and ".join(task for task in run.train_layout.labels(name) if task in run.tasks)
+        counts = [f"{len(p.indices)} with {what}" if p.labelled else f"{len(p.indices)} without labels" for p in own]
+        places = sum(p.share for p in own)
+        lines.append(f"set {name}: " + (f"{', '.join(counts)}; {places} places of every batch" if own else "left out"))
+    return lines
 
 
 def final_metrics(config: Config, folder: Path) -> dict[str, Any]:
@@ -285,7 +311,7 @@ class State:
         self.run, self.optimizer, self.scaler, self.ema = run, optimizer, scaler, ema
         self.meter, self.folder = meter, folder
         self.best = float("-inf")
-        self.teacher = checkpoint.digest(run.teacher.net) if run.teacher and run.config.reads_teacher else None
+        self.teacher = teachers_digest(run)
         self.metrics: dict[str, Any] = {}
 
     def result(self) -> torch.nn.Module:
@@ -334,7 +360,8 @@ class State:
         resume = content["resume"]
         if resume.get("teacher") != self.teacher:
             raise UserError(
-                f"--resume: {self.run.config.teacher.path} holds other weights than when the run began; put the teacher back, or "
+                f"--resume: {' or '.join(str(t.path) for t in self.run.config.named_teachers.values())} holds other weights than "
+                "when the run began; put the teacher back, or "
                 "start again with --overwrite"
             )
         checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
@@ -347,6 +374,19 @@ class State:
         self.best, self.metrics = resume["best"], content["metrics"]
         checkpoint.restore_random_state(resume["random"])
         return content["step"]
+
+
+def teachers_digest(run: Recipe) -> str | None:
+    """A fingerprint of the weights that teach, where they come from files; of a program without weights of its own, the file's."""
+    if run.teachers is None or run.config.taught_by_average:
+        return None
+    found = []
+    for (place, section), member in zip(run.config.named_teachers.items(), run.teachers.members.values(), strict=True):
+        weights = any(True for _ in member.net.state_dict())
+        found.append(
+            checkpoint.digest(member.net) if weights or section.path is None else checkpoint.file_digest(section.path, place)
+        )
+    return found[0] if len(found) == 1 else ",".join(found)
 
 
 class StopSignal:

@@ -23,6 +23,17 @@ class SoftLoss(nn.Module):
     same_channels: bool = True  # False: it compares maps of any channels, and a term aligns sizes only
     norm: bool = False  # whether feature maps are normalised, each channel over the batch, before it sees them
     scheduled: tuple[str, ...] = ()  # options that a schedule may change while training; attributes of the same names
+    takes_found = False  # whether it is given a teacher's finished detections (``Found``) and not its cells
+
+    # of the student's images and head, for losses that need them; set by ``place``
+    size: tuple[int, int]
+    strides: tuple[int, ...]
+    known: tuple[int, ...] | None = None
+
+    def place(self, size: tuple[int, int], strides: tuple[int, ...], known: tuple[int, ...] | None) -> None:
+        """Tell where it stands: (H, W) of the images, the strides of the student's head, and the classes that the teachers know
+        (None: all; then predictions have these classes alone, except where ``takes_found``)."""
+        self.size, self.strides, self.known = tuple(size), tuple(strides), known
 
     def prepare(self, channels: int) -> None:
         """Make what the loss itself learns, for feature maps of so many channels. Most learn nothing."""

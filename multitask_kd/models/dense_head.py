@@ -89,3 +89,23 @@ def decode_boxes(raw: Tensor, centres: Tensor, scales: Tensor) -> Tensor:
     middle = centres + raw[..., 0:2] * scales[:, None]
     half = raw[..., 2:4].clamp(max=6.0).exp() * (scales[:, None] / 2)
     return torch.cat([middle - half, middle + half], dim=-1)
+
+
+@torch.no_grad()
+def unspoken_cells(raw: Tensor, target: Mapping[str, Tensor] | None, known: Sequence[int], centres: Tensor) -> Tensor:
+    """Cells of which a teacher that knows the classes ``known`` alone has nothing to say: bool [B,N].
+
+    raw: the student's [B,N,4+1+C], which takes the cell for an object of another class; or a labelled box of another class
+    (``boxes`` [B,M,4], ``classes`` [B,M], ``labelled`` [B] of ``target``) has the cell's centre in it.
+    """
+    unknown = torch.ones(raw.shape[2] - 5, dtype=torch.bool, device=raw.device)
+    unknown[list(known)] = False
+    unspoken = unknown[raw[..., 5:].argmax(-1)]
+    if target is not None and target["boxes"].shape[1]:
+        classes = target["classes"]
+        other = (classes >= 0) & unknown[classes.clamp(min=0)] & target["labelled"][:, None]
+        x1, y1, x2, y2 = target["boxes"][:, :, None].unbind(-1)
+        x, y = centres.unbind(-1)
+        inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+        unspoken = unspoken | (inside & other[..., None]).any(1)
+    return unspoken

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss
 
-from ..batch import CROWD
+from ..batch import CROWD, Dense, Found
 from ..metrics.mean_ap import MeanAP
+from ..models.assign import one_hot, simota
 from ..models.dense_head import DenseHead, cells, decode_boxes
-from .assign import one_hot, simota
 from .base import TASKS, Task
 
 
@@ -108,7 +108,7 @@ class Detection(Task):
     @torch.no_grad()
     def decode(
         self,
-        pred: Tensor,
+        pred: Tensor | Dense | Found,
         size: tuple[int, int],
         *,
         score_threshold: float = 0.01,
@@ -116,7 +116,7 @@ class Detection(Task):
         max_detections: int = 100,
         before_nms: int = 1000,
     ) -> list[Detections]:
-        """Raw [B,N,4+1+C] -> one Detections an image, in pixels of the batch.
+        """Raw [B,N,4+1+C], or a foreign detector's ``Dense`` or ``Found`` -> one Detections an image, in pixels of the batch.
 
         score = objectness * class probability; a cell may answer for several classes.
         """
@@ -126,11 +126,10 @@ class Detection(Task):
         for name, number in (("max_detections", max_detections), ("before_nms", before_nms)):
             if number < 1:
                 raise ValueError(f"{name}: {number} is not at least 1")
-        pred = pred.float()
-        centres, scales = cells(size, self.strides, pred.device)
-        boxes = decode_boxes(pred, centres, scales)
+        if isinstance(pred, Found):
+            return [_sure(*image, score_threshold, max_detections) for image in zip(*pred, strict=True)]
+        boxes, scores = (pred.boxes, pred.scores) if isinstance(pred, Dense) else self._scored(pred.float(), size)
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
-        scores = pred[..., 4:5].sigmoid() * pred[..., 5:].sigmoid()
         found = []
         for image_boxes, image_scores in zip(boxes, scores, strict=True):
             cell, kind = (image_scores > score_threshold).nonzero(as_tuple=True)
@@ -140,6 +139,11 @@ class Detection(Task):
             keep = batched_nms(box, score, kind, nms_iou)[:max_detections]
             found.append(Detections(box[keep], score[keep], kind[keep]))
         return found
+
+    def _scored(self, pred: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes [B,N,4] and scores [B,N,C] of raw outputs."""
+        centres, scales = cells(size, self.strides, pred.device)
+        return decode_boxes(pred, centres, scales), pred[..., 4:5].sigmoid() * pred[..., 5:].sigmoid()
 
     def restore(self, decoded: Detections, geometry: Any) -> Detections:
         """Boxes of a letterboxed image -> pixels of the original."""
@@ -157,3 +161,10 @@ class Detection(Task):
             detections = tuple(t.cpu().numpy() for t in prediction)
             labels = (truth.boxes, truth.classes, truth.crowd, truth.area)
             metric.update(truth.index, truth.geometry.original, detections, labels)
+
+
+def _sure(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float, most: int) -> Detections:
+    """Of an image's finished detections, those that are there, with a score above ``threshold``, best first."""
+    kept = (classes >= 0) & (scores > threshold)
+    order = scores[kept].argsort(descending=True, stable=True)[:most]
+    return Detections(boxes[kept][order].float(), scores[kept][order].float(), classes[kept][order])

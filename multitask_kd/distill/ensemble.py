@@ -1,0 +1,92 @@
+"""What several teachers of one task say together: the mean of their probabilities, each class over those that know it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from ..batch import PAD, Found
+from .lesson import UNKNOWN, logit
+
+Known = Sequence[Sequence[int]]  # of each teacher, the student's classes that it knows
+SAME_OBJECT = 0.55  # IoU from which detections of one class by several teachers are one object (Solovyev et al., 2021)
+
+
+def mean_maps(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
+    """Logits [B,C,h,w] of each teacher, at the finest one's height and width -> log of the mean probability, and ``silent``."""
+    goal = max((w.shape[2:] for w in words), key=lambda s: s[0] * s[1])
+    words = [w if w.shape[2:] == goal else F.interpolate(w.float(), size=goal, mode="bilinear") for w in words]
+    quiet = [_quiet(s, words[0][:, 0]) for s in silent]
+    speaks = torch.stack(
+        [_knows(w.shape[1], k, w)[:, None, None] * ~q[:, None] for w, k, q in zip(words, known, quiet, strict=True)]
+    )
+    p = torch.stack([w.float().softmax(1) for w in words])
+    mean = (p * speaks).sum(0) / speaks.sum(0).clamp(min=1)
+    mean = mean / mean.sum(1, keepdim=True).clamp(min=1e-6)
+    said = torch.where(speaks.any(0), mean.clamp(min=1e-8).log(), UNKNOWN)
+    return said, torch.stack(quiet).all(0) if any(s is not None for s in silent) else None
+
+
+def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
+    """Raw outputs [B,N,4+1+C] of the same cells -> raw outputs, and ``silent``. Boxes: the mean by confidence."""
+    quiet = [_quiet(s, words[0][..., 0]) for s in silent]
+    speaks = torch.stack([~q for q in quiet]).float()  # [T,B,N]
+    raw = torch.stack([w.float() for w in words])
+    objectness, classes = raw[..., 4].sigmoid(), raw[..., 5:].sigmoid()
+    sure = objectness * classes.amax(-1) * speaks + 1e-6
+    boxes = (raw[..., :4] * sure[..., None]).sum(0) / sure.sum(0)[..., None]
+    count = speaks.sum(0).clamp(min=1)
+    knows = speaks[..., None] * torch.stack([_knows(classes.shape[-1], k, raw) for k in known])[:, None, None]
+    mean = (classes * knows).sum(0) / knows.sum(0).clamp(min=1)
+    said = torch.where(knows.any(0), logit(mean), UNKNOWN)
+    said = torch.cat([boxes, logit((objectness * speaks).sum(0) / count)[..., None], said], dim=-1)
+    return said, torch.stack(quiet).all(0) if any(s is not None for s in silent) else None
+
+
+def mean_found(words: Sequence[Found], known: Known) -> Found:
+    """Detections of each teacher -> one for every object: boxes averaged by score; score: the mean over the teachers that know the
+    class, 0 for one that did not see it."""
+    merged = [_merged([Found(*(t[i] for t in w)) for w in words], known) for i in range(len(words[0].boxes))]
+    most = max(len(m.scores) for m in merged)
+    boxes = torch.stack([F.pad(m.boxes, (0, 0, 0, most - len(m.boxes))) for m in merged])
+    scores = torch.stack([F.pad(m.scores, (0, most - len(m.scores))) for m in merged])
+    return Found(boxes, scores, torch.stack([F.pad(m.classes, (0, most - len(m.classes)), value=PAD) for m in merged]))
+
+
+def _merged(words: Sequence[Found], known: Known) -> Found:
+    """The detections of one image."""
+    boxes, scores, classes = (torch.cat([getattr(w, key) for w in words]) for key in Found._fields)
+    teacher = torch.cat([torch.full_like(w.classes, k) for k, w in enumerate(words)])
+    there = classes >= 0
+    boxes, scores, classes, teacher = boxes[there].float(), scores[there].float(), classes[there], teacher[there]
+    if not len(scores):
+        return Found(boxes, scores, classes)
+    keep = batched_nms(boxes, scores, classes, SAME_OBJECT)
+    iou = box_iou(boxes[keep], boxes) * (classes[keep][:, None] == classes)
+    own = iou.argmax(0)  # the object that each detection is of
+    of = (own == torch.arange(len(keep), device=own.device)[:, None]) & (iou >= SAME_OBJECT)
+    weight = of * scores
+    best = torch.stack([(weight * (teacher == k)).amax(1) for k in range(len(words))]).sum(0)  # a teacher counts once an object
+    count = torch.tensor([sum(int(c) in k for k in known) for c in classes[keep].tolist()], device=scores.device)
+    mean = (weight[..., None] * boxes).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
+    score = best / count.clamp(min=1)
+    order = score.argsort(descending=True, stable=True)
+    return Found(mean[order], score[order], classes[keep][order])
+
+
+def _quiet(silent: Tensor | None, like: Tensor) -> Tensor:
+    if silent is None:
+        return torch.zeros_like(like, dtype=torch.bool)
+    if silent.shape[1:] != like.shape[1:]:
+        silent = F.interpolate(silent[:, None].float(), size=like.shape[1:], mode="nearest")[:, 0] > 0
+    return silent
+
+
+def _knows(classes: int, known: Sequence[int], like: Tensor) -> Tensor:
+    found = torch.zeros(classes, dtype=torch.bool, device=like.device)
+    found[list(known)] = True
+    return found

@@ -1,0 +1,272 @@
+"""A foreign network as a teacher: what it expects of an image, and what it returns read as predictions of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..batch import PAD, Dense, Found, View
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std, RGB in [0,1]
+
+
+class SegOutput:
+    """Where a network's segmentation [B,C,h,w] is in what it returns, and in which form.
+
+    at: key or number, or several with a point between (``0.out``); null: the one map that there is.
+    form: "logits", "probability" (after softmax), or "binary": one logit, of the second of two classes.
+    """
+
+    def __init__(self, *, at: str | int | None = None, form: str = "logits"):
+        if form not in ("logits", "probability", "binary"):
+            raise ValueError(f"form: '{form}' is none of logits, probability, binary")
+        self.at, self.form = at, form
+
+    def read(self, returned: Any, classes: int, size: tuple[int, int]) -> Tensor:
+        """Logits [B,C,h,w]. Raises ValueError for anything else."""
+        found = pick(returned, self.at, "seg", lambda x: isinstance(x, Tensor) and x.dim() == 4, "a map [B,C,h,w]")
+        if not isinstance(found, Tensor) or found.dim() != 4:
+            raise ValueError(f"seg: {shown(found)} is no map [B,C,h,w]")
+        if self.form == "binary":
+            found = torch.cat([torch.zeros_like(found), found], dim=1)
+        elif self.form == "probability":
+            found = found.clamp(min=1e-8).log()
+        if found.shape[1] != classes:
+            raise ValueError(f"seg: the network gives {found.shape[1]} classes, but {classes} are named in `classes`")
+        return found
+
+
+class DetOutput:
+    """Where a network's detections are in what it returns, and in which form.
+
+    at: key or number, or several with a point between (``1.boxes``); null: the one that looks like it.
+    form: "cells": raw outputs [B,N,4+1+C] of cells as our own head's; "detections": finished ones, a list of mappings with boxes,
+        scores, labels (torchvision's way), or [B,M,6] of x1,y1,x2,y2,score,class; "predictions": [B,A,4+1+C] or [B,A,4+C] before
+        suppression, as the YOLO family gives them, or a mapping of boxes, scores, locations, strides; "auto": by the shape.
+    strides: of cells and predictions (null: the student's for cells, unknown for predictions). anchors: predictions a place; their
+        order is stride, anchor, row, column. Predictions of unknown places can be used as detections alone.
+    boxes: "cxcywh" or "xyxy" in pixels of the network's input; objectness: whether a column of it follows the boxes; scores:
+        "probability" or "logit"; transposed: [B,4+C,A] instead. first_class: the number that the first class has.
+    """
+
+    def __init__(
+        self,
+        *,
+        at: str | int | None = None,
+        form: str = "auto",
+        strides: Sequence[int] | None = None,
+        anchors: int = 1,
+        boxes: str = "cxcywh",
+        objectness: bool = False,
+        scores: str = "probability",
+        transposed: bool = False,
+        first_class: int = 0,
+    ):
+        for name, value, known in (
+            ("form", form, ("auto", "cells", "detections", "predictions")),
+            ("boxes", boxes, ("cxcywh", "xyxy")),
+            ("scores", scores, ("probability", "logit")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
+        if anchors < 1 or (strides is not None and not all(isinstance(s, int) and s > 0 for s in strides)):
+            raise ValueError("strides, anchors: whole numbers above 0 are needed")
+        self.at, self.form, self.anchors = at, form, anchors
+        self.strides = None if strides is None else tuple(strides)
+        self.boxes, self.objectness, self.scores, self.transposed = boxes, objectness, scores, transposed
+        self.first_class = first_class
+
+    def read(self, returned: Any, classes: int, size: tuple[int, int]) -> Tensor | Dense | Found:
+        """In pixels of the network's input. Raises ValueError for anything else."""
+        found = pick(returned, self.at, "det", _like_detections, "detections")
+        if isinstance(found, (list, tuple)) and all(isinstance(x, Mapping) for x in found):
+            return self._checked(_from_mappings(found, self.first_class), classes)
+        if isinstance(found, Mapping) and {"boxes", "scores", "locations", "strides"} <= set(found):
+            places = found["locations"]
+            return Dense(found["boxes"], found["scores"], places[0] if places.dim() == 3 else places, found["strides"])
+        if not isinstance(found, Tensor) or found.dim() != 3:
+            raise ValueError(f"det: {shown(found)} is neither [B,N,4+1+C] nor a list of boxes, scores, labels")
+        form = self._form(found, classes, size)
+        if form == "detections":
+            return self._checked(self._rows(found), classes)
+        if form == "predictions":
+            return self._predictions(found, classes, size)
+        if found.shape[2] != 5 + classes or found.shape[1] != self._cells(size):
+            raise ValueError(
+                f"det: {list(found.shape)} are not the {self._cells(size)} cells of strides {list(self.strides or ())} with "
+                f"4 + 1 + {classes} values each; set outputs.det.strides or outputs.det.form"
+            )
+        return found
+
+    def _form(self, found: Tensor, classes: int, size: tuple[int, int]) -> str:
+        if self.form != "auto":
+            return self.form
+        if found.shape[2] == 5 + classes and found.shape[1] == self._cells(size):
+            return "cells"
+        if found.shape[2] == 6 and found.shape[1] <= 1000:
+            return "detections"
+        raise ValueError(f"det: {list(found.shape)} may be many things; say which with outputs.det.form")
+
+    def _cells(self, size: tuple[int, int]) -> int:
+        return sum(-(-size[0] // s) * -(-size[1] // s) for s in self.strides or ())
+
+    def _rows(self, found: Tensor) -> Found:
+        if found.shape[2] != 6:
+            raise ValueError(f"det: detections are [B,M,6], x1,y1,x2,y2,score,class; these are {list(found.shape)}")
+        score = found[..., 4]
+        classes = torch.where(score > 0, found[..., 5].round().long() - self.first_class, PAD)
+        return Found(found[..., :4], score.clamp(min=0), classes)
+
+    def _checked(self, found: Found, classes: int) -> Found:
+        most, least = int(found.classes.amax().item()) if found.classes.numel() else -1, PAD
+        if most >= classes or (found.classes < least).any():
+            raise ValueError(
+                f"det: the network found class {most + self.first_class}, but {classes} are named in `classes` from "
+                f"{self.first_class} on; name them all, or correct outputs.det.first_class"
+            )
+        return found
+
+    def _predictions(self, found: Tensor, classes: int, size: tuple[int, int]) -> Dense:
+        found = (found.transpose(1, 2) if self.transposed else found).float()
+        wanted = 4 + self.objectness + classes
+        if found.shape[2] != wanted:
+            parts = f"4 + {'1 + ' if self.objectness else ''}{classes}"
+            raise ValueError(
+                f"det: predictions have {found.shape[2]} values, not {parts}; see outputs.det.objectness and transposed"
+            )
+        boxes = found[..., :4]
+        if self.boxes == "cxcywh":
+            middle, half = boxes[..., :2], boxes[..., 2:] / 2
+            boxes = torch.cat([middle - half, middle + half], dim=-1)
+        scores = found[..., 4:].sigmoid() if self.scores == "logit" else found[..., 4:]
+        if self.objectness:
+            scores = scores[..., :1] * scores[..., 1:]
+        if self.strides is None:
+            return Dense(boxes, scores)
+        if found.shape[1] != self._cells(size) * self.anchors:
+            raise ValueError(
+                f"det: {found.shape[1]} predictions are not {self.anchors} for each of the {self._cells(size)} places of strides "
+                f"{list(self.strides)}; correct outputs.det.strides and anchors"
+            )
+        places, strides = _places(size, self.strides, self.anchors, found.device)
+        return Dense(boxes, scores, places, strides)
+
+
+OUTPUTS = {"seg": SegOutput, "det": DetOutput}
+
+
+class Foreign(nn.Module):
+    """images float [B,3,h,w], RGB in [0,1] -> View of the tasks in ``outputs``, in the network's own classes and pixels.
+
+    scale: the largest value of a pixel as the network knows it; mean, std: of R, G, B in that range, None where the network
+    normalises; bgr: colours are handed over in that order. classes: how many, by task.
+    Raises ValueError where the network does not return what was said.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        outputs: Mapping[str, SegOutput | DetOutput],
+        classes: Mapping[str, int],
+        *,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        bgr: bool = False,
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        self.net, self.outputs, self.classes = net, dict(outputs), dict(classes)
+        self.bgr, self.scale = bgr, scale
+        self.normalised = mean is not None
+        if mean is not None:
+            self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> View:
+        size = tuple(images.shape[2:])
+        if self.scale != 1:
+            images = images * self.scale
+        if self.normalised:
+            images = (images - self.mean) / self.std
+        returned = self.net(images.flip(1) if self.bgr else images)
+        if isinstance(returned, View):
+            returned = returned.preds
+        return View({task: how.read(returned, self.classes[task], size) for task, how in self.outputs.items()})
+
+
+def pick(returned: Any, at: str | int | None, task: str, fits: Any, what: str) -> Any:
+    """The part of what a network returned that ``at`` names, or the only one that ``fits``. Raises ValueError."""
+    if at is not None:
+        found = returned
+        for step in str(at).split("."):
+            try:
+                found = found[step] if isinstance(found, Mapping) else found[int(step)]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise ValueError(f"{task}: there is no '{at}' in what the network returns: {shown(returned)}") from None
+        return found
+    if isinstance(returned, Mapping):
+        if task in returned:
+            return returned[task]
+        if task == "seg" and "out" in returned:  # torchvision's name
+            return returned["out"]
+    if fits(returned):
+        return returned
+    parts = returned.values() if isinstance(returned, Mapping) else returned if isinstance(returned, (list, tuple)) else ()
+    found = [part for part in parts if fits(part)]
+    if len(found) != 1:
+        which = "several that could be" if found else "no"
+        raise ValueError(f"{task}: there is {which} {what} in what the network returns: {shown(returned)}; set outputs.{task}.at")
+    return found[0]
+
+
+def shown(value: Any) -> str:
+    """What a network returned, in a few words."""
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(part)}" for key, part in list(value.items())[:8]) + "}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(shown(part) for part in list(value)[:8]) + ")"
+    return type(value).__name__
+
+
+def _like_detections(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dim() == 3
+    if isinstance(value, Mapping):
+        return {"boxes", "scores"} <= set(value)
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(x, Mapping) and "boxes" in x for x in value)
+
+
+def _from_mappings(found: Sequence[Mapping[str, Tensor]], first_class: int) -> Found:
+    """One mapping of boxes [K,4], scores [K], labels [K] an image, sorted by score here."""
+    if lacking := [key for key in ("boxes", "scores", "labels") if any(key not in one for one in found)]:
+        raise ValueError(f"det: detections need boxes, scores, labels; there is no '{lacking[0]}' in {shown(found[0])}")
+    most = max(len(one["scores"]) for one in found)
+    columns = []
+    for one in found:
+        order = one["scores"].argsort(descending=True, stable=True)
+        missing = most - len(order)
+        columns.append(
+            (
+                F.pad(one["boxes"][order].float(), (0, 0, 0, missing)),
+                F.pad(one["scores"][order].float(), (0, missing)),
+                F.pad(one["labels"][order].long() - first_class, (0, missing), value=PAD),
+            )
+        )
+    return Found(*(torch.stack(column) for column in zip(*columns, strict=True)))
+
+
+def _places(size: tuple[int, int], strides: Sequence[int], anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x, y [A,2] in pixels and strides [A] of predictions, by stride, anchor, row, column."""
+    places, scales = [], []
+    for stride in strides:
+        y, x = torch.meshgrid(torch.arange(-(-size[0] // stride)), torch.arange(-(-size[1] // stride)), indexing="ij")
+        centre = ((torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride).repeat(anchors, 1)
+        places.append(centre)
+        scales.append(torch.full((len(centre),), float(stride)))
+    return torch.cat(places).to(device), torch.cat(scales).to(device)
