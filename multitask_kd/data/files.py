@@ -43,14 +43,28 @@ def expand(path: str, option: str, root: str = "") -> str:
     return os.path.join(expand(root, "root"), full) if root else full
 
 
-def read_json(path: str, option: str) -> Any:
-    """The content of a JSON file. Raises UserError when it is absent, unreadable or not JSON (with the line)."""
+def read_bytes(path: str, option: str) -> bytes:
+    """The content of a file. Raises UserError naming ``option`` when it is absent or unreadable."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{option}: file '{path}' does not exist; check the path and `root`") from None
     except OSError as error:
         raise UserError(f"{option}: file '{path}' cannot be read: {error.strerror}") from None
+
+
+def read_lines(path: str, option: str) -> list[str]:
+    """The lines of a text file in UTF-8, without the white space around them. Raises UserError when it is absent or none."""
+    try:
+        return [line.strip() for line in read_bytes(path, option).decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option}: '{path}' is not a text file in UTF-8 ({error.reason}); save it as one") from None
+
+
+def read_json(path: str, option: str) -> Any:
+    """The content of a JSON file. Raises UserError when it is absent, unreadable or not JSON (with the line)."""
+    try:
+        return json.loads(read_bytes(path, option))
     except UnicodeDecodeError as error:
         raise UserError(f"{option}: '{path}' is not valid JSON, it is not UTF-8 ({error.reason}); replace it") from None
     except json.JSONDecodeError as error:
@@ -69,25 +83,30 @@ def unique_names(names: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def class_names(given: Sequence[str] | Mapping[int, str] | str, void: Sequence[int], root: str = "") -> tuple[str, ...]:
-    """Names in index order from a list, a mapping index -> name, or a JSON file with either, less the void indices.
+def class_names(
+    given: Sequence[str] | Mapping[int, str] | str, void: Sequence[int] | None, root: str = "", where: str = "seg_classes"
+) -> tuple[str, ...]:
+    """Names in index order, less the void indices of a mask: ``void`` and 255. None where the names are not a mask's.
 
-    Raises UserError when the indices that remain are not 0, 1, 2, ..., or two names are the same.
+    given: a list, a mapping index -> name, a JSON file with either, or a text file (.txt) with a name a line.
+    where: the option's name. Raises UserError when the indices that remain are not 0, 1, 2, ..., or two names are the same.
     """
-    where = "seg_classes"
     if isinstance(given, str):
         path = expand(given, where, root)
-        where, given = f"seg_classes ('{path}')", read_json(path, where)
+        text = path.lower().endswith(".txt")
+        given = "\n".join(read_lines(path, where)).strip().split("\n") if text else read_json(path, where)
+        where = f"{where} ('{path}')"
     if isinstance(given, Mapping) and all(str(key).isdecimal() for key in given):
         names = {int(key): name for key, name in given.items()}
     elif isinstance(given, Sequence) and not isinstance(given, str):
         names = dict(enumerate(given))
     else:
         raise UserError(f'{where}: needed are names by index, as a list or as {{"0": name, ...}}')
-    names = {key: names[key] for key in sorted(names) if key not in void and key != 255}
+    left_out = () if void is None else (*void, 255)
+    names = {key: names[key] for key in sorted(names) if key not in left_out}
     for index, key in enumerate(names):
         if index != key:
-            why = "is void" if index in void else "has no name"
+            why = "is void" if index in left_out else "has no name"
             raise UserError(
                 f"{where}: index {index} {why}, but '{names[key]}' follows at {key}; classes must be 0, 1, 2, ... "
                 "without a gap: name the index, or renumber the masks so that void comes last"
@@ -123,10 +142,10 @@ def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def list_images(folder: str, option: str) -> list[str]:
-    """Image files under ``folder`` and its subfolders, relative to it with "/", sorted; hidden files and folders are passed over.
+def list_files(folder: str, option: str, endings: tuple[str, ...], what: str) -> list[str]:
+    """Files under ``folder`` and its subfolders, relative to it with "/", sorted; hidden files and folders are passed over.
 
-    Raises UserError naming ``option`` when the folder is absent or holds none.
+    endings: in lower case, e.g. ".jpg". Raises UserError naming ``option`` when the folder is absent or holds none.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{option}: folder '{folder}' does not exist; check the path and `root`")
@@ -137,11 +156,30 @@ def list_images(folder: str, option: str) -> list[str]:
         found += [
             os.path.normpath(os.path.join(place, name)).replace(os.sep, "/")
             for name in files
-            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+            if name.lower().endswith(endings) and not name.startswith(".")
         ]
     if not found:
-        raise UserError(f"{option}: there are no images ({', '.join(IMAGE_ENDINGS)}) under '{folder}'")
+        raise UserError(f"{option}: there are no {what} ({', '.join(endings)}) under '{folder}'")
     return sorted(found)
+
+
+def list_images(folder: str, option: str) -> list[str]:
+    """Image files under ``folder`` and its subfolders; see ``list_files``."""
+    return list_files(folder, option, IMAGE_ENDINGS, "images")
+
+
+def size_text(array: np.ndarray) -> str:
+    """Width x height of an image or mask, for messages."""
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def require_same_size(labels: np.ndarray, path: str, image: np.ndarray, image_path: str, what: str = "mask") -> None:
+    """Raise UserError naming both files unless ``labels`` [H,W] lies on ``image`` [H,W,3]."""
+    if labels.shape != image.shape[:2]:
+        raise UserError(
+            f"{what} '{path}' is {size_text(labels)}, but image '{image_path}' is {size_text(image)} (width x height); "
+            "make them the same size (labels: nearest neighbour only)"
+        )
 
 
 def decode_image(path: str) -> np.ndarray:
@@ -176,6 +214,26 @@ def decode_mask(path: str) -> np.ndarray:
     return mask // _STRETCH[raw] if raw in _STRETCH else mask
 
 
+def decode_ids(path: str) -> np.ndarray:
+    """uint16 [H,W] of a 16-bit greyscale PNG, e.g. instance ids.
+
+    Raises UserError naming a file that is absent, truncated, or of fewer bits (which lost the ids above 255).
+    """
+    with _Opened(path, "id image") as image:
+        if image.mode != "I" and not image.mode.startswith("I;16"):
+            raise UserError(f"id image '{path}' is no 16-bit greyscale PNG ({image.mode}), so its ids are lost; make it anew")
+        ids = np.array(image)
+    if ids.max(initial=0) > 65535 or ids.min(initial=0) < 0:
+        raise UserError(f"id image '{path}' has ids outside 0 to 65535; make it anew")
+    return ids.astype(np.uint16, copy=False)
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height in pixels from the image's header; its pixels are not decoded. Raises UserError naming the file."""
+    with _Opened(path, "image") as image:
+        return image.size
+
+
 class _Opened:
     """Opens an image file and turns whatever goes wrong inside the block into a UserError that names it."""
 
@@ -206,7 +264,7 @@ class _Opened:
 class Files:
     """Reads images and masks, through a decode cache when ``cache`` names a folder.
 
-    The cache holds one uncompressed uint8 .npy a file, keyed by its absolute path, size and modification time, so an
+    The cache holds one uncompressed .npy a file, keyed by its absolute path, size and modification time, so an
     edited file is decoded anew. It grows to the decoded size of the set and is never emptied: delete the folder at
     will. Several processes may share it. Raises UserError when the folder cannot be written.
     """
@@ -224,13 +282,17 @@ class Files:
 
     def image(self, path: str) -> np.ndarray:
         """uint8 [H,W,3] RGB; see ``decode_image``."""
-        return self._read(path, "image", decode_image, 3)
+        return self._read(path, "image", decode_image, 3, np.uint8)
 
     def mask(self, path: str) -> np.ndarray:
         """uint8 [H,W] indices as stored; see ``decode_mask``."""
-        return self._read(path, "mask", decode_mask, 2)
+        return self._read(path, "mask", decode_mask, 2, np.uint8)
 
-    def _read(self, path: str, kind: str, decode: Callable[[str], np.ndarray], ndim: int) -> np.ndarray:
+    def ids(self, path: str) -> np.ndarray:
+        """uint16 [H,W] ids as stored; see ``decode_ids``."""
+        return self._read(path, "ids", decode_ids, 2, np.uint16)
+
+    def _read(self, path: str, kind: str, decode: Callable[[str], np.ndarray], ndim: int, dtype: type) -> np.ndarray:
         if self.cache is None:
             return decode(path)
         try:
@@ -239,7 +301,7 @@ class Files:
             return decode(path)  # says what is wrong
         key = f"{kind}\n{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}".encode(errors="surrogateescape")
         cached = os.path.join(self.cache, hashlib.blake2b(key, digest_size=16).hexdigest() + ".npy")
-        array = _load(cached, ndim)
+        array = _load(cached, ndim, dtype)
         if array is None:
             array = decode(path)
             self._store(cached, array)
@@ -256,13 +318,13 @@ class Files:
             ) from None
 
 
-def _load(cached: str, ndim: int) -> np.ndarray | None:
+def _load(cached: str, ndim: int, dtype: type) -> np.ndarray | None:
     """The array in a cache file, or None when there is none or it is damaged."""
     try:
         mapped = np.load(cached, mmap_mode="r", allow_pickle=False)
     except Exception:  # a damaged header raises nearly anything
         return None
-    if mapped.dtype != np.uint8 or mapped.ndim != ndim:
+    if mapped.dtype != dtype or mapped.ndim != ndim:
         return None
     # A copy: callers may write, and the map (a file handle each) closes here.
     return np.array(mapped)
