@@ -1,0 +1,403 @@
+"""The BDD100K layout, on sets of a few pixels in both trees; the official label files where they are present."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multitask_kd.batch import IGNORE
+from multitask_kd.data.base import LAYOUTS
+from multitask_kd.data.bdd100k import BDD100K, CLASSES, LANES
+from multitask_kd.errors import UserError
+
+WIDTH, HEIGHT = 16, 9  # of every image here
+CAR, BUS = CLASSES.index("car"), CLASSES.index("bus")
+
+
+@contextmanager
+def says(*parts: str):
+    """Expects a UserError whose message holds every part."""
+    with pytest.raises(UserError) as raised:
+        yield
+    for part in parts:
+        assert part in str(raised.value)
+
+
+def label(category: str, box: tuple[float, ...] | None = None, **attributes) -> dict:
+    entry: dict[str, Any] = {"id": "0", "category": category, "attributes": {"occluded": False, **attributes}}
+    if box is not None:
+        entry["box2d"] = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    return entry
+
+
+def lane() -> dict:
+    """As the older JSON has them: outlines among the boxes."""
+    outline = {"vertices": [[0, 0], [5, 5]], "types": "LL", "closed": False}
+    return label("lane", laneStyle="solid") | {"poly2d": [outline]}
+
+
+class Tree:
+    """A set under ``root`` that a test bends before ``open``. Images a: two boxes, b: none, c: not in the labels."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.frames: Any = [
+            {"name": "b.jpg", "labels": None},
+            {"name": "a.jpg", "labels": [label("car", (1, 2, 5.5, 6)), lane(), label("bus", (0, 0, 9, 9), crowd=True)]},
+        ]
+
+    def image(self, path: str, shape=(HEIGHT, WIDTH, 3)) -> None:
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(shape, 90, np.uint8)).save(self.root / path)
+
+    def mask(self, path: str, *values: int, mode: str = "L") -> None:
+        """The first pixels hold the values, the others the last of them."""
+        (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full(HEIGHT * WIDTH, values[-1], np.uint8)
+        pixels[: len(values)] = values
+        Image.fromarray(pixels.reshape(HEIGHT, WIDTH)).convert(mode).save(self.root / path)
+
+    def open(self, **options) -> BDD100K:
+        return BDD100K(**{"root": str(self.root), "size": [WIDTH, HEIGHT]} | options)
+
+
+class Official(Tree):
+    json = "labels/det_20/det_train.json"
+
+    def open(self, **options) -> BDD100K:
+        (self.root / self.json).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / self.json).write_text(json.dumps(self.frames))
+        return super().open(**options)
+
+
+class PerImage(Tree):
+    def open(self, **options) -> BDD100K:
+        for frame in self.frames:
+            path = self.root / "det_annotations/train" / frame["name"].replace(".jpg", ".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"name": "a", "frames": [{"timestamp": 10000, "objects": frame["labels"]}]}))
+        return super().open(**options)
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Official:
+    tree = Official(tmp_path)
+    for name in "abc":
+        tree.image(f"images/100k/train/{name}.jpg")
+    for name in "ab":
+        tree.mask(f"labels/drivable/masks/train/{name}.png", 0, 1, 2, 255, 2)
+    return tree
+
+
+@pytest.fixture
+def per_image(tmp_path: Path) -> PerImage:
+    tree = PerImage(tmp_path)
+    for name in "abc":
+        tree.image(f"images/train/{name}.jpg")
+        tree.mask(f"da_seg_annotations/train/{name}.png", 0, 127, 255, 0)
+        tree.mask(f"ll_seg_annotations/train/{name}.png", 255, 0)
+    return tree
+
+
+# --- boxes
+
+
+@pytest.mark.parametrize("tree", ["official", "per_image"])
+def test_boxes_of_both_trees(tree, request):
+    data = request.getfixturevalue(tree).open()
+    assert LAYOUTS.get("bdd100k", "data") is BDD100K and data.classes == {"det": CLASSES}
+    assert [data.name(i) for i in range(len(data))] == ["a.jpg", "b.jpg", "c.jpg"]
+    a, b, c = (data.read(i) for i in range(3))
+    assert a.boxes.tolist() == [[1, 2, 5.5, 6], [0, 0, 9, 9]] and a.boxes.dtype == np.float32
+    assert a.classes.tolist() == [CAR, BUS] and a.classes.dtype == np.int64
+    assert a.crowd.tolist() == [False, True] and a.area.tolist() == [18, 81] and a.mask is None
+    assert b.boxes.shape == (0, 4) and len(b.classes) == len(b.crowd) == 0  # named without objects: labelled, empty
+    assert c.boxes is None and c.classes is None  # not named: not labelled
+    assert data.faults == {"images without labels of boxes (not labelled)": 1}
+    a.boxes += 1
+    assert data.read(0).boxes[0, 0] == 1  # the caller's own
+    with pytest.raises(IndexError):
+        data.read(3)
+
+
+def test_the_older_json_and_frames_under_a_key(official):
+    official.json = "labels/bdd100k_labels_images_train.json"
+    assert len(official.open().read(0).boxes) == 2
+    official.frames = {"frames": official.frames, "config": {}}
+    assert len(official.open().read(0).boxes) == 2
+    del official.frames["frames"][0]["labels"]
+    assert official.open().read(1).boxes.shape == (0, 4)
+
+
+def test_older_and_ignored_names(official):
+    names = ["person", "motor", "bike", "van", "caravan", "other person", "other vehicle", "trailer", "rider"]
+    official.frames[1]["labels"] = [label(name, (0, 0, 3, 3)) for name in names]
+    sample = official.open().read(0)
+    assert [CLASSES[c] for c in sample.classes] == [
+        "pedestrian", "motorcycle", "bicycle", "car", "car", "pedestrian", "car", "truck", "rider"
+    ]  # fmt: skip
+    assert sample.crowd.tolist() == [False] * 5 + [True] * 3 + [False]
+
+
+def test_unknown_categories_are_left_out_and_counted(official):
+    official.frames[1]["labels"] += [label("drone", (0, 0, 3, 3)), label("drone", (0, 0, 2, 2))]
+    data = official.open()
+    assert len(data.read(0).boxes) == 2 and data.faults["boxes of categories that are not of BDD100K (left out)"] == 2
+    data = official.open(det_classes=["drone", "car"])
+    assert data.read(0).classes.tolist() == [1, 0, 0] and len(data.faults) == 1
+
+
+def test_classes_chosen_and_merged(official):
+    official.frames[1]["labels"] += [label("van", (0, 0, 3, 3)), label("trailer", (0, 0, 2, 2)), label("rider", (0, 0, 1, 1))]
+    merge = {"car": "vehicle", "bus": "vehicle", "truck": "vehicle", "train": "vehicle"}
+    data = official.open(det_merge=merge)
+    assert data.classes["det"] == (
+        "pedestrian", "rider", "vehicle", "motorcycle", "bicycle", "traffic light", "traffic sign"
+    )  # fmt: skip
+    assert data.read(0).classes.tolist() == [2, 2, 2, 2, 1] and data.read(0).crowd.tolist() == [False, True, False, True, False]
+    data = official.open(det_merge=merge, det_classes=["vehicle"])
+    assert data.classes["det"] == ("vehicle",) and data.read(0).classes.tolist() == [0, 0, 0, 0]
+    data = official.open(det_merge={"trailer": "trailer"}, det_classes=["rider", "trailer"])  # named, so not ignored
+    assert data.read(0).classes.tolist() == [1, 0] and not data.read(0).crowd.any()
+    assert official.open(det_classes=["bus", "car"]).read(0).classes.tolist() == [1, 0, 1]
+    with says("det_classes", "'bsu'", "did you mean 'bus'"):
+        official.open(det_classes=["bsu"])
+    with says("det_merge", "'cra'", "did you mean 'car'"):
+        official.open(det_merge={"cra": "vehicle"})
+    with says("det_merge", "class name -> class name"):
+        official.open(det_merge=["car"])
+
+
+def test_bad_boxes_are_dropped_and_counted(official):
+    official.frames[1]["labels"] += [label("car", (20, 1, 22, 3)), label("car", (3, 3, 3, 5)), label("car", (14, 7, 20, 20))]
+    data = official.open()
+    assert data.read(0).boxes[2:].tolist() == [[14, 7, WIDTH, HEIGHT]]
+    assert data.faults["boxes outside the image (dropped)"] == data.faults["boxes of zero or negative size (dropped)"] == 1
+
+
+def test_boxes_of_another_size_than_the_image(official):
+    official.image("images/100k/train/a.jpg", (18, 32, 3))
+    with says("a.jpg' is 32x18", "16x9", "`size`"):
+        official.open().read(0)
+    official.image("images/100k/train/c.jpg", (18, 32, 3))
+    assert official.open().read(2).boxes is None  # nothing refers to its pixels
+
+
+def test_pickle_is_small_and_reads_the_same(official):
+    official.frames[1]["labels"][1]["poly2d"][0]["vertices"] *= 20_000
+    packed = pickle.dumps(official.open(masks="drivable"))
+    assert len(packed) < 4_000 and len(pickle.loads(packed).read(0).boxes) == 2
+
+
+# --- masks
+
+
+def test_drivable_masks(official):
+    data = official.open(masks="drivable")
+    assert data.classes["seg"] == ("direct", "alternative", "background")
+    sample = data.read(0)
+    assert sample.mask.shape == (HEIGHT, WIDTH) and sample.mask.dtype == np.uint8
+    assert sample.mask.ravel()[:5].tolist() == [0, 1, 2, IGNORE, 2] and len(sample.boxes) == 2
+    assert data.read(2).mask is None and data.faults["images without a mask (not labelled)"] == 1
+    merged = official.open(masks="drivable", seg_merge={"direct": "drivable", "alternative": "drivable"}, boxes=False)
+    assert merged.classes == {"seg": ("drivable", "background")} and merged.read(0).boxes is None
+    assert merged.read(0).mask.ravel()[:5].tolist() == [0, 0, 1, IGNORE, 1]
+    with says("seg_merge", "'direkt'", "did you mean 'direct'"):
+        official.open(masks="drivable", seg_merge={"direkt": "drivable"})
+
+
+def test_sem_seg_masks_belong_to_other_images(official):
+    official.image("images/10k/train/a.jpg")
+    official.mask("labels/sem_seg/masks/train/a.png", 0, 18, 255)
+    data = official.open(masks="sem_seg")
+    assert len(data) == 1 and len(data.classes["seg"]) == 19 and data.classes["seg"][11] == "person"
+    assert data.read(0).mask.ravel()[:3].tolist() == [0, 18, IGNORE] and len(data.read(0).boxes) == 2
+    assert data.faults == {"frames without an image (passed over)": 1}
+    official.mask("labels/sem_seg/masks/train/a.png", 0, 19, 0)
+    with says("a.png", "value 19", "0 to 18", "`mask_files`"):
+        official.open(masks="sem_seg").read(0)
+
+
+def test_lane_masks_are_bits(official):
+    """Category in bits 0 to 2, background in 3, style in 4, direction in 5."""
+    official.mask("labels/lane/masks/train/a.png", 0b000110, 0b110110, 0b010000, 0b001110, 255)
+    data = official.open(masks="lane")
+    assert data.classes["seg"] == LANES
+    assert [LANES[v] for v in data.read(0).mask.ravel()[:5]] == [
+        "single white", "single white", "crosswalk", "background", "background"
+    ]  # fmt: skip
+    data = official.open(masks="lane", seg_merge={"crosswalk": "background", "single white": "lane"})
+    assert data.classes["seg"][0] == "background" and "lane" in data.classes["seg"] and len(data.classes["seg"]) == 8
+
+
+def test_per_image_masks_are_brightness(per_image):
+    data = per_image.open(masks="drivable")
+    assert data.classes["seg"] == ("background", "drivable")
+    assert data.read(0).mask.ravel()[:4].tolist() == [0, 1, 1, 0]
+    lanes = per_image.open(masks="lane")
+    assert lanes.classes["seg"] == ("background", "lane") and lanes.read(2).mask.ravel()[:2].tolist() == [1, 0]
+    for mode in ("RGB", "RGBA", "P", "1"):  # matplotlib saves RGBA; a palette counts by its colours
+        per_image.mask("ll_seg_annotations/train/c.png", 255, 0, mode=mode)
+        for _ in range(2):
+            mask = per_image.open(masks="lane", cache=str(per_image.root / "cache")).read(2).mask
+            assert mask.ravel()[:2].tolist() == [1, 0] and mask.sum() == 1
+
+
+def test_per_image_masks_that_are_none(per_image):
+    per_image.mask("da_seg_annotations/train/a.png", 0, 1, 2)
+    with says("a.png", "official masks", "tree: official"):
+        per_image.open(masks="drivable").read(0)
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), (200, 0, 0), np.uint8)).save(per_image.root / "da_seg_annotations/train/a.png")
+    with says("a.png", "in colour"):
+        per_image.open(masks="drivable").read(0)
+    (per_image.root / "da_seg_annotations/train/a.png").write_bytes(b"no image")
+    with says("a.png", "cannot be decoded"):
+        per_image.open(masks="drivable").read(0)
+    Image.fromarray(np.zeros((4, 8), np.uint8)).save(per_image.root / "da_seg_annotations/train/a.png")
+    with says("a.png' is 8x4", "a.jpg' is 16x9"):
+        per_image.open(masks="drivable").read(0)
+    with says("masks", "per_image tree has no 'sem_seg'", "drivable, lane"):
+        per_image.open(masks="sem_seg")
+
+
+# --- errors at construction
+
+
+def test_which_tree(official, tmp_path):
+    with says("tree", "offical", "did you mean 'official'"):
+        official.open(tree="offical")
+    (tmp_path / "det_annotations").mkdir()
+    with says("tree", "both trees"):
+        official.open()
+    assert len(official.open(tree="official")) == 3
+    (tmp_path / "empty").mkdir()
+    with says("tree", "empty", "neither"):
+        official.open(root=str(tmp_path / "empty"))
+    with says("root", "'nowhere'", "does not exist"):
+        official.open(root="nowhere")
+
+
+def test_folders_of_other_names(per_image):
+    boxes, root = per_image.open().read(0).boxes.tolist(), per_image.root
+    shutil.move(root / "det_annotations", root / "boxes")
+    shutil.move(root / "images", root / "pictures")
+    options = {"labels": "boxes/{split}", "images": "pictures/{split}", "tree": "per_image", "masks": "lane"}
+    again = Tree.open(per_image, mask_files=str(root / "ll_seg_annotations" / "{split}"), **options)
+    assert again.read(0).boxes.tolist() == boxes and again.read(0).mask.sum() == 1
+
+
+def test_missing_files_and_folders(official, per_image):
+    with says("images", "images/100k/val", "does not exist"):
+        official.open(split="val", tree="official")
+    with says("labels", "none.json", "does not exist"):
+        official.open(labels="none.json", tree="official")
+    with says("mask_files", "lane/masks/train", "does not exist"):
+        official.open(masks="lane", tree="official")
+    (official.root / "labels/lane/masks/train").mkdir(parents=True)
+    with says("mask_files", "lane/masks/train", "'a.jpg' -> 'a.png'"):
+        official.open(masks="lane", tree="official")
+    official.frames = [{"name": "z.jpg", "labels": []}]
+    with says("labels", "det_train.json", "'a.jpg'", "`split`"):
+        official.open(tree="official")
+    with says("labels", "det_annotations/val", "does not exist"):
+        Tree.open(per_image, tree="per_image", labels="det_annotations/val")
+
+
+OFFICIAL_FAULTS = [
+    ({"a": 1}, ["not a list of frames"]),
+    ([{"labels": []}], ["frame 0", "'name'"]),
+    ([5], ["frame 0", "'name'"]),
+    ([{"name": "a.jpg", "labels": {}}], ["'labels' of frame 'a.jpg'", "not a list"]),
+    ([{"name": "a.jpg", "labels": []}, {"name": "a.jpg", "labels": []}], ["'a.jpg'", "twice"]),
+    ([{"name": "a.jpg", "labels": [lane(), {"box2d": {}}]}], ["object 1 of 'a'", "'category'"]),
+    ([{"name": "a.jpg", "labels": [5]}], ["object 0 of 'a'", "'category'"]),
+    ([{"name": "a.jpg", "labels": [label("car") | {"category": 3}]}], ["object 0 of 'a'", "'category'"]),
+    ([{"name": "a.jpg", "labels": [label("car", ("1", 2, 3, 4))]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
+    ([{"name": "a.jpg", "labels": [label("car", (1, 2, 3, float("nan")))]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
+    ([{"name": "a.jpg", "labels": [label("car") | {"box2d": {"x1": 1}}]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
+    ([{"name": "a.jpg", "labels": [label("car") | {"box2d": lane()}]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
+]
+
+
+@pytest.mark.parametrize(("frames", "parts"), OFFICIAL_FAULTS, ids=lambda value: str(value)[:40])
+def test_json_faults_are_named(official, frames, parts):
+    official.frames = frames
+    with says("labels", "det_train.json", *parts):
+        official.open()
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("{\n]", ["not valid JSON", "line 2"]),
+        ("[]", ["frames[0]"]),
+        ('{"frames": []}', ["frames[0]"]),
+        ('{"frames": [3]}', ["frames[0]"]),
+        ('{"frames": [{"objects": 3}]}', ["'objects' of frames[0]", "not a list"]),
+    ],
+)
+def test_damaged_label_files_are_named(per_image, content, parts):
+    per_image.open()
+    (per_image.root / "det_annotations/train/b.json").write_text(content)
+    with says("labels", "b.json", *parts):
+        Tree.open(per_image)
+
+
+def test_options_that_contradict(official):
+    with says("masks", "nothing is labelled"):
+        official.open(boxes=False)
+    with says("masks", "`seg_merge`", "remove them"):
+        official.open(seg_merge={"direct": "road"})
+    with says("boxes", "`det_classes`", "remove them"):
+        official.open(boxes=False, masks="drivable", det_classes=["car"])
+    for masks in ("drivabel", ["lane"], 5):
+        with says("masks", "no", "drivable, sem_seg, lane"):
+            official.open(masks=masks)
+    for size in (5, [16], [16.0, 9], [0, 9]):
+        with says("size", "whole pixels"):
+            official.open(size=size)
+    with says("data.boxes", "true or false"):
+        LAYOUTS.check("bdd100k", {"root": "a", "boxes": "no"}, "data")
+
+
+# --- real data
+
+
+@pytest.fixture
+def real() -> Path:
+    place = Path(os.environ.get("MTKD_REAL_DATA", ""), "samples")
+    if not os.environ.get("MTKD_REAL_DATA") or not (place / "bdd100k_official_testcases").is_dir():
+        pytest.skip("MTKD_REAL_DATA names no folder with samples/bdd100k_official_testcases/")
+    return place
+
+
+@pytest.mark.real_data
+def test_official_label_files_with_real_frames(real, tmp_path):
+    """Frames and labels of different scenes, brought together under one name: the files are real, the match is not."""
+    cases = real / "bdd100k_official_testcases"
+    frames = sorted((real / "bdd100k_images_unlabeled").glob("*.jpg"))
+    names = ["00091078-875c1f73-0000166", "00091078-875c1f73-0000167", "fe189115-9981a740"]
+    (tmp_path / "images").mkdir()
+    for name, frame in zip(names, frames, strict=False):
+        (tmp_path / "images" / f"{name}.jpg").symlink_to(frame)
+    data = BDD100K(
+        root=str(cases), tree="official", images=str(tmp_path / "images"), labels="label/example_ignore_annotation.json",
+        masks="lane", mask_files="eval/lane/gts",
+    )  # fmt: skip
+    ignored, empty, lanes = (data.read(i) for i in range(3))
+    assert [CLASSES[c] for c in ignored.classes] == ["pedestrian"] * 2 and ignored.crowd.tolist() == [True, False]
+    assert np.allclose(ignored.boxes[1], [68.0515, 301.7666, 108.7226, 426.2931], atol=1e-3)
+    assert empty.boxes.shape == (0, 4) and lanes.boxes is None and ignored.mask is None
+    assert {LANES[v] for v in np.unique(lanes.mask)} == {
+        "crosswalk", "road curb", "single white", "single yellow", "background"
+    }  # fmt: skip
+    assert 0.9 < (lanes.mask == LANES.index("background")).mean() < 1
