@@ -42,6 +42,7 @@ ALLOWED = {
 MORE = {
     "engine/train.py": {"config"},
     "engine/bench.py": {"config"},
+    "engine/data_report.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},
 }

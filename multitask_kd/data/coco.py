@@ -1,4 +1,7 @@
-"""The COCO layout: a folder of images, an instances JSON, and masks as index PNGs or drawn from the instances."""
+"""The COCO layout: a folder of images, an instances JSON, and masks as index PNGs or drawn from the instances.
+
+``Described`` and the checks of a JSON's sections serve COCO's other forms too.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,83 @@ from pycocotools import mask as mask_utils
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
 from .base import LAYOUTS, Layout, Sample, clean_boxes
+from .classes import IndexMasks, check_void, size_text
 from .files import Files, class_names, expand, read_json, require_files, unique_names
 
 Entry = dict[str, Any]  # one object of the JSON
 _FAR = 1e6  # pixels; a polygon that reaches further is damaged and would take gigabytes to draw
 
 
+class Described(Layout):
+    """Images that a JSON lists, and their boxes; what a subclass adds is ``_mask``."""
+
+    def __init__(self, images: str, annotations: str, root: str, cache: str | None):
+        super().__init__()
+        self.images = expand(images, "images", root)
+        self.path = expand(annotations, "annotations", root)
+        self.files = Files(None if cache is None else expand(cache, "cache"))
+
+    def _list(self, entries: Sequence[Entry]) -> None:
+        """Take the images of the JSON, all of which must be there."""
+        self.names: list[str] = [entry["file_name"] for entry in entries]
+        self.sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.int32)
+        require_files(self.images, self.names, "images", f"'{self.path}' names them: restore them or correct `images`")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def read(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        path = os.path.join(self.images, self.names[index])
+        image = self.files.image(path)
+        width, height = self.sizes[index].tolist()
+        if image.shape[:2] != (height, width):
+            raise UserError(
+                f"image '{path}' is {size_text(image)}, but '{self.path}' says {width}x{height} (width x height); correct "
+                "the JSON, or undo the resizing or rotation of the image"
+            )
+        mask = self._mask(index, path, image) if "seg" in self.classes else None
+        return Sample(image=image, mask=mask, **self._objects(index))
+
+    def _mask(self, index: int, image_path: str, image: np.ndarray) -> np.ndarray | None:
+        raise NotImplementedError
+
+    def _objects(self, index: int) -> dict[str, np.ndarray]:
+        rows = slice(self._first[index], self._first[index + 1])
+        return {
+            "boxes": self._boxes[rows].copy(),
+            "classes": self._classes[rows].copy(),
+            "crowd": self._crowd[rows].copy(),
+            "area": self._area[rows].copy(),
+        }
+
+    def _pack_boxes(self, objects: list[list[Entry]], class_of: dict[Any, int]) -> None:
+        """All boxes as four arrays; those of image i are rows first[i] to first[i+1]."""
+        boxes, kept, first = [np.zeros((0, 4), np.float32)], [], [0]
+        for (width, height), found in zip(self.sizes.tolist(), objects, strict=True):
+            mine = [entry for entry in found if entry["category_id"] in class_of]
+            if mine:
+                clipped, keep, faults = clean_boxes(np.array([_corners(e) for e in mine]), width, height)
+                self.faults += faults
+                boxes.append(clipped[keep])
+                kept += [entry for entry, good in zip(mine, keep, strict=True) if good]
+            first.append(len(kept))
+        if n := sum("area" not in entry for entry in kept):
+            self.faults["boxes without an area (width x height is used)"] += n
+        areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in kept]
+        self._first = np.array(first)
+        self._boxes = np.concatenate(boxes)
+        self._classes = np.array([class_of[entry["category_id"]] for entry in kept], dtype=np.int64)
+        self._crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in kept], dtype=bool)
+        self._area = np.array(areas, dtype=np.float32)
+
+
 @LAYOUTS.register("coco")
-class Coco(Layout):
+class Coco(Described):
     """Images, boxes and masks described by a COCO instances JSON.
 
     images: folder that the JSON's ``file_name`` are relative to. Read without EXIF orientation (boxes refer to the
@@ -55,13 +127,9 @@ class Coco(Layout):
         root: str = "",
         cache: str | None = None,
     ):
-        super().__init__()
         _check_options(masks, segment, seg_classes, void)
-        self.images = expand(images, "images", root)
-        self.masks = None if masks is None else expand(masks, "masks", root)
-        self.path = expand(annotations, "annotations", root)
-        self.files = Files(None if cache is None else expand(cache, "cache"))
-        entries, objects, categories = _read_index(self.path)
+        super().__init__(images, annotations, root, cache)
+        listed, objects, categories = _read_index(self.path)
         det = _det_names(categories, det_classes)
         self.classes["det"] = det
         if segment:
@@ -71,87 +139,22 @@ class Coco(Layout):
                     f"seg_classes: {len(self.classes['seg'])} do not fit in a mask of bytes; name at most {IGNORE}, or "
                     "set segment: false"
                 )
-        self.names: list[str] = [entry["file_name"] for entry in entries]
-        self.sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.int32)
-        self._require_files()
+        self._list(listed)
+        self.masks: IndexMasks | None = None
+        if masks is not None:
+            indices = {name: [index] for index, name in enumerate(self.classes["seg"])}
+            self.masks = IndexMasks(expand(masks, "masks", root), self.files, indices, void)
+            hint = f"a mask is named like its image ('{self.names[0]}' -> '{_mask_name(self.names[0])}')"
+            self.masks.require(map(_mask_name, self.names), hint)
         self._pack_boxes(objects, {c["id"]: det.index(c["name"]) for c in categories if c["name"] in det})
-        self._value_of = np.arange(256, dtype=np.uint8)  # stored mask index -> mask value
-        self._value_of[list(void)] = IGNORE
         if segment and masks is None:
             self._pack_outlines(objects, _drawn(categories, self.classes["seg"]))
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        path = os.path.join(self.images, self.names[index])
-        image = self.files.image(path)
-        width, height = self.sizes[index].tolist()
-        if image.shape[:2] != (height, width):
-            raise UserError(
-                f"image '{path}' is {_size(image)}, but '{self.path}' says {width}x{height} (width x height); correct "
-                "the JSON, or undo the resizing or rotation of the image"
-            )
-        rows = slice(self._first[index], self._first[index + 1])
-        return Sample(
-            image=image,
-            mask=self._mask(index, path, image) if "seg" in self.classes else None,
-            boxes=self._boxes[rows].copy(),
-            classes=self._classes[rows].copy(),
-            crowd=self._crowd[rows].copy(),
-            area=self._area[rows].copy(),
-        )
-
     def _mask(self, index: int, image_path: str, image: np.ndarray) -> np.ndarray:
-        if self.masks is None:
-            text = self._outlines[self._outline_at[index] : self._outline_at[index + 1]]
-            return draw(json.loads(text), image.shape[1], image.shape[0])
-        path = os.path.join(self.masks, _mask_name(self.names[index]))
-        stored = self.files.mask(path)
-        if stored.shape != image.shape[:2]:
-            raise UserError(
-                f"mask '{path}' is {_size(stored)}, but image '{image_path}' is {_size(image)} (width x height); make "
-                "them the same size (masks: nearest neighbour only)"
-            )
-        mask = np.take(self._value_of, stored)
-        unknown = (mask >= len(self.classes["seg"])) & (mask != IGNORE)
-        if unknown.any():
-            raise UserError(
-                f"mask '{path}' has index {mask[unknown].min()}, but seg_classes names 0 to "
-                f"{len(self.classes['seg']) - 1}; add the index to `void` to ignore it, or its name to `seg_classes`"
-            )
-        return mask
-
-    def _require_files(self) -> None:
-        require_files(self.images, self.names, "images", f"'{self.path}' names them: restore them or correct `images`")
         if self.masks is not None:
-            hint = f"a mask is named like its image ('{self.names[0]}' -> '{_mask_name(self.names[0])}')"
-            require_files(self.masks, map(_mask_name, self.names), "masks", hint)
-
-    def _pack_boxes(self, objects: list[list[Entry]], class_of: dict[Any, int]) -> None:
-        """All boxes as four arrays; those of image i are rows first[i] to first[i+1]."""
-        boxes, kept, first = [np.zeros((0, 4), np.float32)], [], [0]
-        for (width, height), found in zip(self.sizes.tolist(), objects, strict=True):
-            mine = [entry for entry in found if entry["category_id"] in class_of]
-            if mine:
-                clipped, keep, faults = clean_boxes(np.array([_corners(e) for e in mine]), width, height)
-                self.faults += faults
-                boxes.append(clipped[keep])
-                kept += [entry for entry, good in zip(mine, keep, strict=True) if good]
-            first.append(len(kept))
-        if n := sum("area" not in entry for entry in kept):
-            self.faults["boxes without an area (width x height is used)"] += n
-        areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in kept]
-        self._first = np.array(first)
-        self._boxes = np.concatenate(boxes)
-        self._classes = np.array([class_of[entry["category_id"]] for entry in kept], dtype=np.int64)
-        self._crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in kept], dtype=bool)
-        self._area = np.array(areas, dtype=np.float32)
+            return self.masks.read(_mask_name(self.names[index]), image, image_path)
+        text = self._outlines[self._outline_at[index] : self._outline_at[index + 1]]
+        return draw(json.loads(text), image.shape[1], image.shape[0])
 
     def _pack_outlines(self, objects: list[list[Entry]], class_of: dict[Any, int]) -> None:
         """Every image's [[class, segmentation], ...] as JSON text, in one bytes object.
@@ -198,10 +201,6 @@ def draw(outlines: list[list[Any]], width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(mask)
 
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
-
-
 def _mask_name(image_name: str) -> str:
     return os.path.splitext(image_name)[0] + ".png"
 
@@ -218,8 +217,7 @@ def _check_options(masks: Any, segment: bool, seg_classes: Any, void: Any) -> No
         raise UserError("void: masks drawn from instances have no void index; give `masks`, or remove `void`")
     if masks is not None and seg_classes is None:
         raise UserError("seg_classes: `masks` needs the names of its indices; give a list or the path of a JSON file")
-    if not isinstance(void, (list, tuple)) or not all(type(index) is int and 0 <= index <= 255 for index in void):
-        raise UserError(f"void: a list of mask indices from 0 to 255 is needed, not {void!r}")
+    check_void(void)
 
 
 def _det_names(categories: list[Entry], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -244,62 +242,94 @@ def _drawn(categories: list[Entry], names: tuple[str, ...]) -> dict[Any, int]:
 
 def _read_index(path: str) -> tuple[list[Entry], list[list[Entry]], list[Entry]]:
     """Images; for each of them its annotations; categories by id. Raises UserError for what the layout cannot use."""
+    data = sections(path, "instances")
+    images, categories = image_entries(data, path), category_entries(data, path)
+    objects = entries(data, "annotations", ("id", "image_id", "category_id", "bbox"), path)
+    of_image: dict[Any, list[Entry]] = {key: [] for key in images}
+    for key, entry in objects.items():
+        where = f"annotations: annotation id {key} in '{path}'"
+        check_reference(entry, "image_id", images, "images", where)
+        check_object(entry, categories, where)
+        of_image[entry["image_id"]].append(entry)
+    return list(images.values()), list(of_image.values()), list(categories.values())
+
+
+def sections(path: str, kind: str) -> Entry:
+    """A COCO JSON of some ``kind``, with its three sections. Raises UserError."""
     data = read_json(path, "annotations")
     lacking = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
     if lacking:
-        raise UserError(f"annotations: '{path}' has no {' and no '.join(map(repr, lacking))}; a COCO instances JSON is needed")
-    images = _entries(data, "images", ("id", "file_name", "width", "height"), path)
-    categories = _entries(data, "categories", ("id", "name"), path)
-    objects = _entries(data, "annotations", ("id", "image_id", "category_id", "bbox"), path)
-    if not images or not categories:
-        raise UserError(f"annotations: '{path}' lists no {'images' if not images else 'categories'}")
+        raise UserError(f"annotations: '{path}' has no {' and no '.join(map(repr, lacking))}; a COCO {kind} JSON is needed")
+    for section in ("images", "annotations", "categories"):
+        if not isinstance(data[section], list):
+            raise UserError(f"annotations: '{section}' in '{path}' is not a list; a COCO {kind} JSON is needed")
+        if not data[section] and section != "annotations":
+            raise UserError(f"annotations: '{path}' lists no {section}")
+    return data
+
+
+def image_entries(data: Entry, path: str) -> dict[Any, Entry]:
+    """The images of a COCO JSON by id."""
+    images = entries(data, "images", ("id", "file_name", "width", "height"), path)
     for entry in images.values():
         if not all(type(entry[key]) is int and entry[key] > 0 for key in ("width", "height")):
             raise UserError(
                 f"annotations: image id {entry['id']} in '{path}': width and height must be whole numbers of pixels; correct them"
             )
-    of_image: dict[Any, list[Entry]] = {key: [] for key in images}
-    for key, entry in objects.items():
-        for field, known, section in (("image_id", of_image, "images"), ("category_id", categories, "categories")):
-            if entry[field] not in known:
-                raise UserError(
-                    f"annotations: annotation id {key} in '{path}' has {field} {entry[field]!r}, which is not in "
-                    f"'{section}'; remove the annotation or add the entry"
-                )
-        if not (
-            _numbers(entry["bbox"], 4)
-            and _numbers([area := entry.get("area", 0)])
-            and abs(area) < 1e12
-            and entry.get("iscrowd", 0) in (0, 1)
-        ):
-            raise UserError(
-                f"annotations: annotation id {key} in '{path}': bbox must be [x, y, width, height], area a finite number, "
-                "iscrowd 0 or 1; correct it"
-            )
-        of_image[entry["image_id"]].append(entry)
-    by_id = sorted(categories.values(), key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
+    return images
+
+
+def category_entries(data: Entry, path: str, *more: str) -> dict[Any, Entry]:
+    """The categories of a COCO JSON by id, in the order of ids; each has the keys ``more`` besides id and name."""
+    found = entries(data, "categories", ("id", "name", *more), path)
+    by_id = sorted(found.values(), key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
     unique_names([entry["name"] for entry in by_id], f"annotations: categories of '{path}'")
-    return list(images.values()), list(of_image.values()), by_id
+    return {entry["id"]: entry for entry in by_id}
 
 
-def _entries(data: Entry, section: str, needed: tuple[str, ...], path: str) -> dict[Any, Entry]:
-    """A section of the JSON by id, each entry with the needed keys."""
+def entries(data: Entry, section: str, needed: tuple[str, ...], path: str, key: str = "id", also: str = "") -> dict[Any, Entry]:
+    """A section of the JSON by ``key``, each entry with the ``needed`` keys. also: what else to say of the section's place."""
     found: dict[Any, Entry] = {}
-    if not isinstance(data[section], list):
-        raise UserError(f"annotations: '{section}' in '{path}' is not a list; a COCO instances JSON is needed")
     for place, entry in enumerate(data[section]):
-        where = f"annotations: {section}[{place}] in '{path}'"
-        lacking = [key for key in needed if not isinstance(entry, dict) or key not in entry]
+        where = f"annotations: {section}[{place}]{also} in '{path}'"
+        lacking = [name for name in needed if not isinstance(entry, dict) or name not in entry]
         if lacking:
-            panoptic = isinstance(entry, dict) and "segments_info" in entry
-            hint = "this is a panoptic JSON, an instances JSON is needed" if panoptic else "add it"
-            raise UserError(f"{where} has no '{lacking[0]}'; {hint}")
-        for key in needed:
-            if key.endswith(("id", "name")) and not isinstance(entry[key], str if key.endswith("name") else int | str):
-                raise UserError(f"{where}: '{key}' is {entry[key]!r}; ids are numbers or strings, names are strings")
-        if found.setdefault(entry["id"], entry) is not entry:
-            raise UserError(f"{where} has id {entry['id']!r} a second time; ids must be unique: renumber or remove one")
+            raise UserError(f"{where} has no '{lacking[0]}'; {_other_kind(entry, lacking[0])}")
+        for name in needed:
+            if name.endswith(("id", "name")) and not isinstance(entry[name], str if name.endswith("name") else int | str):
+                raise UserError(f"{where}: '{name}' is {entry[name]!r}; ids are numbers or strings, names are strings")
+        if found.setdefault(entry[key], entry) is not entry:
+            raise UserError(f"{where} has {key} {entry[key]!r} a second time; ids must be unique: renumber or remove one")
     return found
+
+
+def _other_kind(entry: Any, lacking: str) -> str:
+    """What to do about a key that an entry lacks."""
+    if isinstance(entry, dict) and "segments_info" in entry:
+        return "this is a panoptic JSON, an instances JSON is needed; the layout coco_panoptic reads panoptic ones"
+    if lacking in ("segments_info", "isthing"):
+        return "a panoptic JSON is needed; the layout coco reads instances JSONs"
+    return "add it"
+
+
+def check_reference(entry: Entry, field: str, known: Mapping[Any, Any], section: str, where: str) -> None:
+    """Raise UserError unless the id in ``field`` is in a section of the JSON."""
+    if entry[field] not in known:
+        raise UserError(
+            f"{where} has {field} {entry[field]!r}, which is not in '{section}'; remove the annotation or add the entry"
+        )
+
+
+def check_object(entry: Entry, categories: Mapping[Any, Any], where: str) -> None:
+    """Raise UserError unless an object's category is known and its box, area and iscrowd are what they should be."""
+    check_reference(entry, "category_id", categories, "categories", where)
+    if not (
+        _numbers(entry["bbox"], 4)
+        and _numbers([area := entry.get("area", 0)])
+        and abs(area) < 1e12
+        and entry.get("iscrowd", 0) in (0, 1)
+    ):
+        raise UserError(f"{where}: bbox must be [x, y, width, height], area a finite number, iscrowd 0 or 1; correct it")
 
 
 def _numbers(values: Any, count: int | None = None) -> bool:

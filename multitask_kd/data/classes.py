@@ -1,0 +1,133 @@
+"""Which classes a set has: chosen and merged by name, or stored as indices in mask files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..batch import IGNORE
+from ..errors import UserError, did_you_mean
+from .files import Files, expand, read_json, require_files, unique_names
+
+Choice = Sequence[str] | Mapping[str, str | Sequence[str]] | str
+
+
+def choose(
+    given: Choice | None, known: Sequence[str], option: str, root: str = "", what: str = "category"
+) -> dict[str, tuple[str, ...]]:
+    """The classes to use, in order, each with the ``known`` names that it stands for.
+
+    given: a list of known names; a mapping from the name of a class to the known name or names merged into it; the path
+    of a JSON file with either; None: all. Raises UserError naming ``option`` and an unknown or repeated name.
+    """
+    if isinstance(given, str):
+        path = expand(given, option, root)
+        option, given = f"{option} ('{path}')", read_json(path, option)
+    if isinstance(given, Mapping):
+        chosen = {name: (parts,) if isinstance(parts, str) else parts for name, parts in given.items()}
+        unique_names(list(chosen), option)
+        chosen = {name: unique_names(parts, f"{option}.{name}") for name, parts in chosen.items()}
+    else:
+        chosen = {name: (name,) for name in unique_names(known if given is None else given, option)}
+    unique_names([part for parts in chosen.values() for part in parts], option)
+    for part in (part for parts in chosen.values() for part in parts):
+        if part not in known:
+            raise UserError(f"{option}: no {what} is called '{part}'; {did_you_mean(part, known)}")
+    return chosen
+
+
+def named_indices(given: Any, void: Sequence[int], root: str = "") -> dict[str, list[int]]:
+    """Class names in the order of their lowest index, each with the stored indices that mean it.
+
+    given: names by index as a list, a mapping index -> name (of any indices; a name given twice merges them), or the path
+    of a JSON file with either. Names of void indices are left out. Raises UserError for anything else.
+    """
+    where = "seg_classes"
+    if isinstance(given, str):
+        path = expand(given, where, root)
+        where, given = f"seg_classes ('{path}')", read_json(path, where)
+    if isinstance(given, Mapping) and given and all(str(key).isdecimal() and int(key) <= IGNORE for key in given):
+        names = sorted((int(key), name) for key, name in given.items())
+    elif isinstance(given, (list, tuple)) and len(given) <= IGNORE + 1:
+        names = list(enumerate(given))
+    else:
+        raise UserError(f'{where}: needed are the names of mask indices (0 to 255), as a list or as {{"0": name, ...}}')
+    found: dict[str, list[int]] = {}
+    kept = [(index, name) for index, name in names if index not in void and index != IGNORE]
+    given_names = [name for _, name in kept]
+    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given_names):
+        given_names = list(dict.fromkeys(given_names))
+    unique_names(given_names, where)
+    for index, name in kept:
+        found.setdefault(name, []).append(index)
+    return found
+
+
+def check_void(void: Any) -> None:
+    """Raise UserError unless ``void`` is a list of mask indices."""
+    if not isinstance(void, (list, tuple)) or not all(type(index) is int and 0 <= index <= 255 for index in void):
+        raise UserError(f"void: a list of mask indices from 0 to 255 is needed, not {void!r}")
+
+
+class IndexMasks:
+    """A folder of index PNGs, read as class indices.
+
+    indices: class name -> the stored indices that mean it, in the order of the classes. void: stored indices that mean
+    "ignore"; 255 always does. hint: what to do about an index that is neither.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        files: Files,
+        indices: Mapping[str, Sequence[int]],
+        void: Sequence[int] = (),
+        hint: str = "add it to `void` to ignore it, or its name to `seg_classes`",
+    ):
+        self.folder, self.files, self.hint = folder, files, hint
+        self._value_of = np.full(256, IGNORE, dtype=np.uint8)  # stored index -> class index
+        for value, stored in enumerate(indices.values()):
+            self._value_of[list(stored)] = value
+        named = [index for stored in indices.values() for index in stored]
+        self._known = np.isin(np.arange(256), [*named, *void, IGNORE])
+
+    def require(self, names: Iterable[str], hint: str) -> None:
+        """Raise UserError unless every mask is there."""
+        require_files(self.folder, names, "masks", hint)
+
+    def read(self, name: str, image: np.ndarray, image_path: str) -> np.ndarray:
+        """uint8 [H,W] class indices, IGNORE where void, of the mask ``name`` of ``image`` [H,W,3]. Raises UserError."""
+        path = os.path.join(self.folder, name)
+        stored = self.files.mask(path)
+        check_same_size(path, stored, image_path, image)
+        known = self._known[stored]
+        if not known.all():
+            raise UserError(
+                f"mask '{path}' has index {stored[~known].min()}, which is no class; known are "
+                f"{spans(np.flatnonzero(self._known).tolist())}; {self.hint}"
+            )
+        return self._value_of[stored]
+
+
+def check_same_size(path: str, mask: np.ndarray, image_path: str, image: np.ndarray) -> None:
+    """Raise UserError naming both files unless mask [H,W,...] and image [H,W,3] have one size."""
+    if mask.shape[:2] != image.shape[:2]:
+        raise UserError(
+            f"mask '{path}' is {size_text(mask)}, but image '{image_path}' is {size_text(image)} (width x height); make them "
+            "the same size (masks: nearest neighbour only)"
+        )
+
+
+def size_text(array: np.ndarray) -> str:
+    """ "640x480": width x height of an array [H,W,...]."""
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Rising whole numbers in short: "0 to 3, 5"."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
