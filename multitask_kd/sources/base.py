@@ -48,7 +48,10 @@ class Source:
 
 def frozen(net: nn.Module, device: torch.device) -> nn.Module:
     """``net`` in eval, in fp32, on ``device``, without gradients."""
-    return net.eval().float().requires_grad_(False).to(device)
+    net = net.eval().float().to(device)
+    for parameter in net.parameters():  # TorchScript has no requires_grad_ for all at once
+        parameter.requires_grad_(False)
+    return net
 
 
 def in_batches(run: Callable[[Tensor], Any], images: Tensor, low: int, high: int) -> Any:

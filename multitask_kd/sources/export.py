@@ -178,6 +178,9 @@ def cleaned(path: str) -> dict[str, bytes]:
                 raise _Refused(f"compiled libraries ({name})")
             elif name.startswith(("data/weights/", "data/constants/")):
                 kept.setdefault(name, content)
+        for name, content in kept.items():  # those tensors that were pickled have no ending
+            if re.fullmatch(r"data/(?:weights|constants)/\w+", name, re.ASCII) and _is_zip(content):
+                kept[name] = _anew(content, name)
     except _Refused as refused:
         raise UserError(
             f"path: {path} holds {refused}, which torch would run as code; it was not opened. If you trust whoever made the "
@@ -185,12 +188,6 @@ def cleaned(path: str) -> dict[str, bytes]:
         ) from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise UserError(f"path: the program in {path} is damaged ({files.first_line(error)})") from None
-    for name, content in list(kept.items()):  # pickled tensors named by a config, and what no config names
-        if re.fullmatch(r"data/(?:weights|constants)/\w+", name, re.ASCII) and _is_zip(content):
-            try:
-                kept[name] = _anew(content, name)
-            except _Refused as refused:
-                raise UserError(f"path: {path} holds {refused}, which torch would run as code; it was not opened") from None
     return kept
 
 

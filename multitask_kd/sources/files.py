@@ -85,7 +85,10 @@ def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            first = min((entry.header_offset for entry in archive.infolist()), default=0)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "broken zip"
+    if first:  # the end that was found is that of an archive inside
         return "broken zip"
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
@@ -124,7 +127,8 @@ def plain(path: str) -> Any:
             from safetensors.torch import load_file  # comes with segmentation-models-pytorch
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # of a path torch would look at the name
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own advice is to run the code
         raise UserError(
             f"path: {path} holds more than plain weights: pickled objects, which would run code and were not opened. Where the "
@@ -233,7 +237,7 @@ def _without_prefixes(state: State, own: State) -> State:
 
 
 def repack(path: str) -> dict[str, bytes]:
-    """The members of a zip, without the folder at the top. Raises UserError for a damaged one and for a name that is there twice."""
+    """The members of a zip, without the folder at the top. Raises UserError where it is damaged or has a name twice."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]

@@ -52,7 +52,7 @@ class Onnx(Source):
             session = onnxruntime.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # onnxruntime has a class of its own for every status
             raise UserError(f"path: {self.path} {_why(str(error), kind)} ({files.first_line(error)})") from None
-        return _Session(session, str(self.path))
+        return _Session(session, str(self.path)).eval()
 
 
 def _why(error: str, kind: str) -> str:

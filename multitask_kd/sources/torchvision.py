@@ -10,6 +10,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import clip_boxes_to_image
 
 from ..errors import UserError, did_you_mean
@@ -35,9 +37,9 @@ class Torchvision(Source):
     shifted, so that 0 is the first real class. RetinaNet and FCOS can be trained without.
     dense: of RetinaNet, FCOS and SSD, the scores of every anchor instead of the detections after NMS.
 
-    Segmentation gives ``{"seg": logits [B,C,h,w]}``; detection ``{"det": [{"boxes" [n,4] xyxy, "scores" [n], "labels" [n]}, ...]}``,
-    an entry an image; dense ``{"det": {"boxes": [B,A,4] xyxy, "scores": [B,A,C] probabilities, "locations": [1,A,2] anchors' centres x, y,
-    "strides": [A]}}``; all in pixels of the images passed in. Detectors normalise by themselves.
+    Segmentation gives ``{"seg": logits [B,C,h,w]}``, detection ``{"det": [...]}`` with, for each image, ``{"boxes": [n,4] xyxy,
+    "scores": [n], "labels": [n]}``, dense ``{"det": {"boxes": [B,A,4] xyxy, "scores": [B,A,C] probabilities, "locations": [1,A,2]
+    anchors' centres x, y, "strides": [A]}}``; all in pixels of the images passed in. Detectors normalise by themselves.
     """
 
     reads_file = False
@@ -130,9 +132,7 @@ def _classes_in(state: State) -> int | None:
     ):
         if (all_scores := rows(scores)) and (all_boxes := rows(boxes)):
             return all_scores * 4 // all_boxes
-    return next(
-        (len(state[k]) for k in reversed(list(last)) if k in state and k.startswith("classifier.") and k.endswith(".bias")), None
-    )
+    return next((len(v) for k, v in state.items() if re.fullmatch(r"(?:.*\.)?classifier\.4\.bias", k)), None)
 
 
 class _Segmenter(nn.Module):
@@ -173,13 +173,13 @@ class _Dense(_Detector):
         head = net.head(maps)
         anchors = net.anchor_generator(inner, maps)[0]  # images of a batch have one size
         scores = head["cls_logits"]
-        if isinstance(net, detection.SSD):
+        if isinstance(net, SSD):
             scores = scores.softmax(-1)
-        elif isinstance(net, detection.FCOS):
+        elif isinstance(net, FCOS):
             scores = (scores.sigmoid() * head["bbox_ctrness"].sigmoid()).sqrt()
         else:
             scores = scores.sigmoid()
-        decode = net.box_coder.decode if isinstance(net, detection.FCOS) else net.box_coder.decode_single
+        decode = net.box_coder.decode if isinstance(net, FCOS) else net.box_coder.decode_single
         offsets = head["bbox_regression"]
         boxes = decode(offsets.flatten(0, 1), anchors.repeat(len(images), 1)).view_as(offsets)
         height, width = inner.image_sizes[0]
