@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import io
 import json
 import os
@@ -160,8 +162,6 @@ def test_state_dict_options(net, tmp_path, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("content", ["whole", "ema", "half", "parallel", "legacy"])
 def test_pickle_where_trusted(net, images, tmp_path, content):
-    import copy
-
     holds = {
         "whole": net, "legacy": net, "ema": {"ema": None, "model": net, "epoch": 1}, "half": copy.deepcopy(net).half(),
         "parallel": nn.DataParallel(net),
@@ -615,7 +615,8 @@ def test_the_program_would_have_run(programs, tmp_path):
     path = rewritten(
         programs["free"], tmp_path / "evil.pt2", {"data/sample_inputs/model.pt": saved(((Evil(tmp_path / "it_ran"),), {}))}
     )
-    torch.export.load(path)
+    with contextlib.suppress(Exception):  # of what it does next; versions differ
+        torch.export.load(path)
     assert (tmp_path / "it_ran").exists()
 
 
