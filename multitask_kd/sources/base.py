@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import Registry
 
 SOURCES = Registry("teacher source")
@@ -22,6 +23,7 @@ class Source:
 
     ``classes``: class names by task ("seg", "det"), where the file or the library knows them; the config's come before these.
     ``mean``, ``std``: the input's, where known; None: the config's, or those of ImageNet.
+    All three are known after ``load``.
     """
 
     reads_file: bool = True  # whether ``path`` is needed
@@ -42,6 +44,48 @@ class Source:
         Raises UserError for a file that is not what it claims.
         """
         raise NotImplementedError
+
+
+def frozen(net: nn.Module, device: torch.device) -> nn.Module:
+    """``net`` in eval, in fp32, on ``device``, without gradients."""
+    net = net.eval().float().to(device)
+    for parameter in net.parameters():  # TorchScript has no requires_grad_ for all at once
+        parameter.requires_grad_(False)
+    return net
+
+
+def in_batches(run: Callable[[Tensor], Any], images: Tensor, low: int, high: int) -> Any:
+    """``run(images)`` for a ``run`` that takes only ``low`` to ``high`` images: in slices, the last one filled up and cut.
+
+    What ``run`` returns is a tensor, or a dict, list or tuple of such. A tensor whose first side is not the slice's number of
+    images must be the same for every slice (anchor points, strides). Raises UserError for one that is not.
+    """
+    if low <= len(images) <= high:
+        return run(images)
+    parts = []
+    for part in images.split(high):
+        lacking = max(0, low - len(part))
+        full = torch.cat([part, part[-1:].expand(lacking, -1, -1, -1)]) if lacking else part
+        parts.append((run(full), len(part), len(full)))
+    return _joined(*zip(*parts, strict=True))
+
+
+def _joined(outputs: Sequence[Any], kept: Sequence[int], ran: Sequence[int]) -> Any:
+    first = outputs[0]
+    if isinstance(first, Mapping):
+        return {key: _joined([out[key] for out in outputs], kept, ran) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(_joined(inner, kept, ran) for inner in zip(*outputs, strict=True))
+    if not isinstance(first, Tensor):
+        return first
+    if all(out.ndim and len(out) == n for out, n in zip(outputs, ran, strict=True)):
+        return torch.cat([out[:n] for out, n in zip(outputs, kept, strict=True)])
+    if all(out.shape == first.shape and torch.equal(out, first) for out in outputs[1:]):
+        return first
+    raise UserError(
+        f"path: the network takes at most {max(ran)} images at once, and an output of shape {list(first.shape)} has no side for "
+        "them, so that those of more images cannot be put together; export it with a batch of free size"
+    )
 
 
 State = dict[str, Any]  # a state dict
