@@ -122,3 +122,8 @@ class View:
     taps: dict[str, Tensor] = field(default_factory=dict)
     shared: tuple[Tensor, ...] = ()
     silent: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, rows: Tensor) -> View:
+        """The predictions for the images of ``rows`` (long) alone, without taps."""
+        preds = {k: type(p)(*(t[rows] for t in p)) if isinstance(p, Found) else p[rows] for k, p in self.preds.items()}
+        return View(preds, silent={k: s[rows] for k, s in self.silent.items()})

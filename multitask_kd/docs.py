@@ -8,12 +8,14 @@ from typing import Any, get_args, get_origin
 from pydantic import JsonValue
 
 from . import build  # noqa: F401  (fills the registries)
-from .config import SCHEDULES, Config, Section
+from .config import SCHEDULES, Config, DataSet, Section
 from .data.base import LAYOUTS
 from .distill.balance import BALANCES
 from .losses.base import LOSSES
 from .registry import options_of
 from .search_config import Search
+from .sources.base import SOURCES
+from .sources.reading import OUTPUTS
 from .study_config import Study
 from .tasks.base import TASKS
 
@@ -27,9 +29,11 @@ or option stops the run before any data is read. The resolved config, defaults i
 
 def config_page() -> str:
     """The whole page, Markdown."""
-    parts = [HEAD, *_sections(Config, ""), "## Names and their options", ""]
+    parts = [HEAD, *_sections(Config, ""), *_sections(DataSet, "data.train[]", hidden=("layout",))]
+    parts += ["## Names and their options", ""]
     registries = {
         "`data.train.layout`, `data.val.layout`": LAYOUTS,
+        "`teacher.source`": SOURCES,
         "`tasks.<name>.soft.loss`, `distill.<name>.loss`": LOSSES,
         "`balance.method`": BALANCES,
     }
@@ -38,6 +42,9 @@ def config_page() -> str:
         for name in registry.names():
             kind = registry.get(name, "")
             parts += _component(name, kind, _fits(kind) if registry is LOSSES else "")
+    parts += ["### `teacher.outputs.<task>`", ""]
+    for name, kind in OUTPUTS.items():
+        parts += _component(name, kind)
     parts += ["### `tasks.<name>`", ""]
     for name in TASKS.names():
         task = TASKS.get(name, "")
@@ -74,10 +81,12 @@ def _row(key: str, field: Any) -> str:
     return f"| `{key}` | {_type(field.annotation)} | {_default(field)} | {text} |"
 
 
-def _sections(section: type[Section], path: str) -> list[str]:
+def _sections(section: type[Section], path: str, hidden: tuple[str, ...] = ()) -> list[str]:
     """A table for ``section`` and one for each section inside it."""
     rows, inner = [], []
     for key, field in section.model_fields.items():
+        if key in hidden:
+            continue
         nested = _nested(field.annotation)
         where = f"{path}.{key}" if path else key
         if nested:

@@ -34,7 +34,7 @@ class Sets(Layout):
     def __init__(self, members: Mapping[str, Member], seed: int = 0):
         """seed: of the choice of a set's part."""
         super().__init__()
-        self.members = dict(members)
+        self.members, self.seed = dict(members), seed
         self._images = {name: _part(len(m.layout), m.part, seed) for name, m in self.members.items()}
         self._ends = np.cumsum([len(images) for images in self._images.values()])
         named = {name: _renamed(name, m) for name, m in self.members.items()}
@@ -63,6 +63,10 @@ class Sets(Layout):
     def set_of(self, index: int) -> str:
         """The name of the set that an image is of."""
         return list(self.members)[int(np.searchsorted(self._ends, index, side="right"))]
+
+    def alone(self, name: str) -> Sets:
+        """One of the sets, as it stands here."""
+        return Sets({name: self.members[name]}, self.seed)
 
     def labels(self, name: str) -> tuple[str, ...]:
         """The tasks that a set labels."""

@@ -12,9 +12,10 @@ from ..errors import UserError, did_you_mean
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of DistributedDataParallel and torch.compile, whose own paths are others."""
+    """The module inside the wrappers of DistributedDataParallel, torch.compile and foreign teachers, whose own paths are others."""
     while True:
-        inner = getattr(model, "_orig_mod", None) or (model.module if type(model).__name__.endswith("DataParallel") else None)
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "_tap_root", None)
+        inner = inner or (model.module if type(model).__name__.endswith("DataParallel") else None)
         if inner is None:
             return model
         model = inner

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..batch import IGNORE
-from ..build import check, layout
+from ..build import check, layout, set_place
 from ..config import Config
 from ..data.base import Layout, Sample
 from ..data.transforms import MIN_AREA_PX, fit
@@ -265,7 +265,11 @@ def draw_sheet(report: Report, source: Layout, count: int) -> np.ndarray:
 def layouts_of(config: Config) -> dict[str, Layout]:
     """The sets of a config, by the key that describes them. Raises UserError."""
     check(config)
-    return {f"data.{key}": layout(getattr(config.data, key), f"data.{key}") for key in ("train", "val")}
+    found = {}
+    for split in ("train", "val"):
+        sets = layout(config, split)
+        found |= {set_place(config, split, name): sets.alone(name) for name in sets.members}
+    return found
 
 
 def report_data(config: Config, folder: str | Path, *, pictures: int, limit: int | None) -> Iterator[Report]:

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 
 from .. import checkpoint
 from ..atomic import write_text
+from ..batch import Batch, View
 from ..build import Recipe, decode_options, recipe
 from ..config import Config, dump
 from ..distill.objective import gradient_report
@@ -26,7 +28,7 @@ from .check import LOOK, Proof, check_run, closing_line, require
 from .evaluate import evaluate, evaluate_checkpoint, headline, main_score
 from .log import LossMeter, Progress, RunLog, flatten
 from .optim import Ema, lr_factor, make_optimizer
-from .pictures import draw
+from .pictures import draw, draw_taught
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
         progress.say(f"resumed at step {step}")
     else:
         journal.text("config", f"```\n{dump(config)}```")
+        for name, picture in draw_taught(run, config.eval.pictures).items():
+            journal.picture(f"teacher on unlabelled images/{name}", 0, picture)
     run.distiller.train()
     learning = list(run.distiller.parameters())
     try:
@@ -129,6 +133,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                         **{f"schedule/{name}": value(part) for name, value in run.schedules.items()},
                         **pulls,
                         **{f"balance/{group}": float(factor) for group, factor in run.objective.factors.items()},
+                        **by_set(run, batch, view),
                     }
                     journal.scalars("train", step, values)
                     progress.logged(step, values)
@@ -203,6 +208,24 @@ def announce(run: Recipe, progress: Progress) -> None:
     if len(run.train_layout.members) > 1:
         for line in sets_lines(run):
             progress.say(line)
+
+
+@torch.no_grad()
+def by_set(run: Recipe, batch: Batch, view: View | None) -> dict[str, float]:
+    """Where there are several sets: the hard and soft losses of each set's images in the last batch, before the step."""
+    if len(run.train_layout.members) == 1:
+        return {}
+    found = {}
+    names = [run.train_layout.set_of(index) for index in batch.indices.tolist()]
+    preds, judged = run.distiller.said
+    for name in dict.fromkeys(names):
+        rows = torch.tensor([k for k, other in enumerate(names) if other == name], device=run.device)
+        part = batch.of(rows)
+        targets = {task: target for task, target in part.targets.items() if target["labelled"].any()}
+        said = [{task: pred[rows] for task, pred in group.items()} for group in (preds, judged)]
+        losses = run.distiller.compare(*said, replace(part, targets=targets), view and view.of(rows))
+        found |= {f"set/{name}/{loss}": float(value) for loss, value in losses.items()}
+    return found
 
 
 def sets_lines(run: Recipe) -> list[str]:

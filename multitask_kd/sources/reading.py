@@ -186,6 +186,11 @@ class Foreign(nn.Module):
             self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
             self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def _tap_root(self) -> nn.Module:
+        """Taps are named by the network's own paths."""
+        return self.net
+
     def forward(self, images: Tensor) -> View:
         size = tuple(images.shape[2:])
         if self.scale != 1:
