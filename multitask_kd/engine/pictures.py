@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +45,11 @@ def teacher_speakers(run: Recipe) -> dict[str, Speaker]:
     """Every teacher, with its own input size."""
     members = run.teachers.members if run.teachers else {}
     decode = decode_options(run.config)
+    shown = {name: "teacher" if len(members) == 1 else f"teacher {name}" for name in members}
     return {
-        name: Speaker(member, member.tasks, run.teachers.sights[name].own, {k: v for k, v in decode.items() if k in member.tasks})
+        shown[name]: Speaker(
+            member, member.tasks, run.teachers.sights[name].own, {k: v for k, v in decode.items() if k in member.tasks}
+        )
         for name, member in members.items()
     }
 
@@ -64,13 +66,14 @@ def draw_taught(run: Recipe, count: int) -> dict[str, np.ndarray]:
 def compare(layout: Layout, indices: np.ndarray, speakers: Mapping[str, Speaker], device: torch.device) -> list[list[np.ndarray]]:
     """A row of panels an image: the truth, then what each of ``speakers`` says."""
     names = {name: task.classes for speaker in speakers.values() for name, task in speaker.tasks.items()}
-    rows = []
+    rows = []  # one colour a class in all panels of a picture, whatever a speaker knows
     for index in map(int, indices):
         try:
             sample = layout.read(index)
         except UserError:  # the evaluation reports an image that cannot be read
             continue
-        rows.append([_truth(sample, names)] + [_said(speaker, layout, index, sample, device) for speaker in speakers.values()])
+        said = [_said(speaker, layout, index, sample, device, names) for speaker in speakers.values()]
+        rows.append([_truth(sample, names), *said])
     return rows
 
 
@@ -81,12 +84,12 @@ def _truth(sample: Sample, names: Mapping[str, tuple[str, ...]]) -> np.ndarray:
     return panel(sample.image, class_names=names, **shown)
 
 
-def _said(speaker: Speaker, layout: Layout, index: int, sample: Sample, device: torch.device) -> np.ndarray:
+def _said(
+    speaker: Speaker, layout: Layout, index: int, sample: Sample, device: torch.device, names: Mapping[str, tuple[str, ...]]
+) -> np.ndarray:
     batch, _ = collate_eval([EvalSet(layout, speaker.size, None, skip_errors=False)[index]])
-    still = evaluating(speaker.net) if isinstance(speaker.net, torch.nn.Module) else contextlib.nullcontext()
-    with still:
+    with evaluating(speaker.net):
         said = predict(speaker.net, speaker.tasks, batch.to(device), speaker.decode)[0]
-    names = {name: task.classes for name, task in speaker.tasks.items()}
     shown: dict[str, Any] = {}
     if "seg" in said:
         shown["mask"] = said["seg"].cpu().numpy()
