@@ -36,8 +36,8 @@ def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndar
     speakers = teacher_speakers(run)
     speakers["student" if speakers else "network"] = Speaker(student, run.tasks, size, decode)
     spread = np.linspace(0, len(run.val_layout) - 1, num=min(count, len(run.val_layout)), dtype=int)
-    rows = compare(run.val_layout, spread, speakers, run.device)
     names = {name: task.classes for name, task in run.tasks.items()}
+    rows = compare(run.val_layout, spread, speakers, run.device, names)
     return {f"{k:02d}": side_by_side([row], ["truth", *speakers], class_names=names) for k, row in enumerate(rows)}
 
 
@@ -45,28 +45,35 @@ def teacher_speakers(run: Recipe) -> dict[str, Speaker]:
     """Every teacher, with its own input size."""
     members = run.teachers.members if run.teachers else {}
     decode = decode_options(run.config)
-    shown = {name: "teacher" if len(members) == 1 else f"teacher {name}" for name in members}
-    return {
-        shown[name]: Speaker(
-            member, member.tasks, run.teachers.sights[name].own, {k: v for k, v in decode.items() if k in member.tasks}
-        )
-        for name, member in members.items()
-    }
+    found = {}
+    for name, member in members.items():
+        shown = "teacher" if len(members) == 1 else f"teacher {name}"
+        own = {task: options for task, options in decode.items() if task in member.tasks}
+        found[shown] = Speaker(member, member.tasks, run.teachers.sights[name].own, own)
+    return found
 
 
 def draw_taught(run: Recipe, count: int) -> dict[str, np.ndarray]:
     """What the teachers say of ``count`` training images that lack labels: uint8 [H,W,3] by name."""
     speakers = teacher_speakers(run)
     indices = np.array(run.unlabelled(count), dtype=int)
-    rows = compare(run.train_layout, indices, speakers, run.device)
     names = {name: task.classes for name, task in run.tasks.items()}
+    rows = compare(run.train_layout, indices, speakers, run.device, names)
     return {f"{k:02d}": side_by_side([row], ["labels", *speakers], class_names=names) for k, row in enumerate(rows)}
 
 
-def compare(layout: Layout, indices: np.ndarray, speakers: Mapping[str, Speaker], device: torch.device) -> list[list[np.ndarray]]:
-    """A row of panels an image: the truth, then what each of ``speakers`` says."""
-    names = {name: task.classes for speaker in speakers.values() for name, task in speaker.tasks.items()}
-    rows = []  # one colour a class in all panels of a picture, whatever a speaker knows
+def compare(
+    layout: Layout,
+    indices: np.ndarray,
+    speakers: Mapping[str, Speaker],
+    device: torch.device,
+    names: Mapping[str, tuple[str, ...]],
+) -> list[list[np.ndarray]]:
+    """A row of panels an image: the truth, then what each of ``speakers`` says.
+
+    names: class names by task, of all of them, so that a class has one colour in every panel.
+    """
+    rows = []
     for index in map(int, indices):
         try:
             sample = layout.read(index)

@@ -198,6 +198,6 @@ def picture(study: Study, configs: Mapping[str, Mapping[int, Config]]) -> np.nda
         speakers[name] = Speaker(net, tasks, tuple(content["arch"]["input_size"]), build.decode_options(one))
     found = build.layout(config, "val")
     spread = np.linspace(0, len(found) - 1, num=study.pictures + 2, dtype=int)[1:-1]
-    rows = compare(found, spread, speakers, on)
-    names = {name: task.classes for speaker in speakers.values() for name, task in speaker.tasks.items()}
+    names = {name: classes for name, classes in found.classes.items() if any(name in s.tasks for s in speakers.values())}
+    rows = compare(found, spread, speakers, on, names)
     return side_by_side(rows, ["truth", *speakers], class_names=names)
