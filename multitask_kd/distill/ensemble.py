@@ -33,8 +33,9 @@ def mean_maps(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: K
 def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
     """Raw outputs [B,N,4+1+C] of the same cells -> raw outputs, and ``silent`` bool [B,N].
 
-    Boxes: the mean by confidence. Objectness: the mean over the teachers that know the likeliest class, for the others would take
-    its objects for background.
+    Boxes: the mean by confidence. Scores (objectness * class): the mean over the teachers that know the class. Objectness: the
+    mean over those that know the class of the highest score; classes: scores divided by it. For a teacher takes objects of a class
+    that it lacks for background, and its classes mean nothing on background.
     """
     quiet = [_quiet(s, words[0][..., 0]) for s in silent]
     speaks = torch.stack([~q for q in quiet]).float()  # [T,B,N]
@@ -44,10 +45,10 @@ def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: 
     boxes = (raw[..., :4] * sure[..., None]).sum(0) / sure.sum(0).clamp(min=1e-6)[..., None]
     knows = speaks[..., None] * torch.stack([_knows(classes.shape[-1], k, raw) for k in known])[:, None, None]
     count = knows.sum(0).clamp(min=1)
-    kinds = torch.where(knows.any(0), logit((classes * knows).sum(0) / count), UNKNOWN)
-    score = (objectness[..., None] * classes * knows).sum(0) / count
-    there = (objectness[..., None] * knows).sum(0) / count  # [B,N,C], by those who know the class
+    score = (objectness[..., None] * classes * knows).sum(0) / count  # [B,N,C]
+    there = (objectness[..., None] * knows).sum(0) / count
     there = there.gather(-1, score.argmax(-1, keepdim=True))
+    kinds = torch.where(knows.any(0), logit(score / there.clamp(min=1e-30)), UNKNOWN)
     return torch.cat([boxes, logit(there), kinds], dim=-1), torch.stack(quiet).all(0) if any(
         s is not None for s in silent
     ) else None

@@ -53,16 +53,16 @@ class Sight:
     def back(self, said: Any) -> Any:
         """A prediction in the student's pixels: a map [B,C,h,w] cut to the images, boxes and places scaled.
 
-        Finished detections are cut to the images as labels are; one that lies in the padding alone is none.
+        Finished detections are cut to the images as labels are; one that lies outside is none.
         """
-        if self.same:
-            return said
         if isinstance(said, Found):
             height, width = self.student
             boxes = said.boxes.float() / self.scale
             boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
             seen = (boxes[..., 2:] > boxes[..., :2]).all(-1)
             return Found(boxes, said.scores * seen, torch.where(seen, said.classes, PAD))
+        if self.same:
+            return said
         if isinstance(said, Dense):
             lengths = {key: getattr(said, key) for key in ("boxes", "places", "strides")}
             return said._replace(**{key: value / self.scale for key, value in lengths.items() if value is not None})

@@ -223,8 +223,8 @@ def pick(returned: Any, at: str | int | None, task: str, fits: Any, what: str) -
     parts = returned.values() if isinstance(returned, Mapping) else returned if isinstance(returned, (list, tuple)) else ()
     found = [part for part in parts if fits(part)]
     if len(found) != 1:
-        which = "several that could be" if found else "no"
-        raise ValueError(f"{task}: there is {which} {what} in what the network returns: {shown(returned)}; set outputs.{task}.at")
+        which = "several parts" if found else "no part"
+        raise ValueError(f"{task}: {which} of what the network returns can be {what}: {shown(returned)}; set outputs.{task}.at")
     return found[0]
 
 
