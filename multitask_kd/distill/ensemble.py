@@ -10,10 +10,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from ..batch import PAD, Found
-from .lesson import UNKNOWN, logit
+from .lesson import SAME_OBJECT, UNKNOWN, logit
 
 Known = Sequence[Sequence[int]]  # of each teacher, the student's classes that it knows
-SAME_OBJECT = 0.55  # IoU from which detections of one class by several teachers are one object (Solovyev et al., 2021)
 
 
 def mean_maps(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
@@ -32,19 +31,27 @@ def mean_maps(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: K
 
 
 def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
-    """Raw outputs [B,N,4+1+C] of the same cells -> raw outputs, and ``silent``. Boxes: the mean by confidence."""
+    """Raw outputs [B,N,4+1+C] of the same cells -> raw outputs, and ``silent`` bool [B,N].
+
+    Boxes: the mean by confidence. Scores (objectness * class): the mean over the teachers that know the class. Objectness: the
+    mean over those that know the class of the highest score; classes: scores divided by it. For a teacher takes objects of a class
+    that it lacks for background, and its classes mean nothing on background.
+    """
     quiet = [_quiet(s, words[0][..., 0]) for s in silent]
     speaks = torch.stack([~q for q in quiet]).float()  # [T,B,N]
     raw = torch.stack([w.float() for w in words])
     objectness, classes = raw[..., 4].sigmoid(), raw[..., 5:].sigmoid()
-    sure = objectness * classes.amax(-1) * speaks + 1e-6
-    boxes = (raw[..., :4] * sure[..., None]).sum(0) / sure.sum(0)[..., None]
-    count = speaks.sum(0).clamp(min=1)
+    sure = (objectness * classes.amax(-1) + 1e-6) * speaks
+    boxes = (raw[..., :4] * sure[..., None]).sum(0) / sure.sum(0).clamp(min=1e-6)[..., None]
     knows = speaks[..., None] * torch.stack([_knows(classes.shape[-1], k, raw) for k in known])[:, None, None]
-    mean = (classes * knows).sum(0) / knows.sum(0).clamp(min=1)
-    said = torch.where(knows.any(0), logit(mean), UNKNOWN)
-    said = torch.cat([boxes, logit((objectness * speaks).sum(0) / count)[..., None], said], dim=-1)
-    return said, torch.stack(quiet).all(0) if any(s is not None for s in silent) else None
+    count = knows.sum(0).clamp(min=1)
+    score = (objectness[..., None] * classes * knows).sum(0) / count  # [B,N,C]
+    there = (objectness[..., None] * knows).sum(0) / count
+    there = there.gather(-1, score.argmax(-1, keepdim=True))
+    kinds = torch.where(knows.any(0), logit(score / there.clamp(min=1e-30)), UNKNOWN)
+    return torch.cat([boxes, logit(there), kinds], dim=-1), torch.stack(quiet).all(0) if any(
+        s is not None for s in silent
+    ) else None
 
 
 def mean_found(words: Sequence[Found], known: Known) -> Found:

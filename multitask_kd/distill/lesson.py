@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from ..batch import PAD, Dense, Found
+from ..models.assign import pairwise_iou
 
 UNKNOWN = -1e4  # logit of a class that the teacher does not know
 SURE = 1e-4  # probabilities are kept so far from 0 and 1 when they become logits
+SAME_OBJECT = 0.55  # IoU from which detections of one class are one object (Solovyev et al., 2021)
 
 
 def logit(p: Tensor) -> Tensor:
-    return p.clamp(SURE, 1 - SURE).logit()
+    """Probabilities -> logits, float32: in half precision 1 - SURE is 1."""
+    return p.float().clamp(SURE, 1 - SURE).logit()
 
 
 class Lesson:
@@ -43,7 +46,8 @@ class Lesson:
     def __call__(self, said: Any) -> tuple[Any, Tensor | None]:
         """seg logits [B,C,h,w], det cells [B,N,4+1+C], ``Dense`` or ``Found`` -> the same in the student's classes, and ``silent``.
 
-        Merged classes have the sum of their probabilities.
+        silent: bool [B,h,w], None where it speaks everywhere. Merged classes have the sum of their probabilities; of finished
+        detections of one object in several merged classes, the best is left.
         """
         if self.same:
             return said, None
@@ -58,31 +62,44 @@ class Lesson:
     def _map(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = logits.float()
         parts = [logits[:, found].logsumexp(1) if found else torch.full_like(logits[:, 0], UNKNOWN) for found in self.sources]
-        best = logits.argmax(1)
-        silent = torch.isin(best, torch.tensor(self.extra, device=best.device)) if self.extra else None
-        return torch.stack(parts, dim=1), silent
+        ours = torch.stack(parts, dim=1)
+        return ours, logits[:, self.extra].amax(1) > ours.amax(1) if self.extra else None
 
     def _cells(self, raw: Tensor) -> Tensor:
-        """An object of a class that the student does not have is none for it: objectness falls with that class's share."""
+        """An object of a class that the student does not have is none for it: where such a class is the likeliest, objectness falls
+        by the ratio of the student's likeliest to it."""
         raw = raw.float()
-        p = raw[..., 5:].sigmoid()
-        ours = logit(self._summed(p))
-        ours[..., [i for i, found in enumerate(self.sources) if not found]] = UNKNOWN
-        objectness = raw[..., 4:5]
+        theirs, objectness = raw[..., 5:], raw[..., 4]
+        p = theirs.sigmoid()
+        summed = self._summed(p)
+        ours = [torch.full_like(objectness, UNKNOWN)] * len(self.sources)
+        for own, found in enumerate(self.sources):
+            if found:
+                ours[own] = theirs[..., found[0]] if len(found) == 1 else logit(summed[..., own])
         if self.extra:
-            best = p[..., [i for found in self.sources for i in found]].amax(-1, keepdim=True)
-            objectness = logit(objectness.sigmoid() * best / p.amax(-1, keepdim=True).clamp(min=SURE))
-        return torch.cat([raw[..., :4], objectness, ours], dim=-1)
+            share = summed.amax(-1) / p[..., self.extra].amax(-1).clamp(min=1e-30)
+            objectness = torch.where(share < 1, logit(objectness.sigmoid() * share), objectness)
+        return torch.cat([raw[..., :4], torch.stack([objectness, *ours], dim=-1)], dim=-1)
 
     def _summed(self, p: Tensor) -> Tensor:
         """Probabilities [...,theirs] -> [...,ours]."""
-        return torch.stack([p[..., found].sum(-1) if found else torch.zeros_like(p[..., 0]) for found in self.sources], -1).clamp(
-            max=1
-        )
+        parts = [p[..., found].sum(-1) if found else torch.zeros_like(p[..., 0]) for found in self.sources]
+        return torch.stack(parts, dim=-1).clamp(max=1)
 
     def _found(self, said: Found) -> Found:
         table = torch.full((len(self.theirs) + 1,), PAD, dtype=torch.long, device=said.classes.device)
         for own, found in enumerate(self.sources):
             table[found] = own
         classes = table[torch.where(said.classes < 0, len(self.theirs), said.classes)]
+        if any(len(found) > 1 for found in self.sources):
+            classes = torch.where(_repeated(said, classes), PAD, classes)
         return Found(said.boxes, said.scores * (classes >= 0), classes)
+
+
+def _repeated(said: Found, merged: Tensor) -> Tensor:
+    """Detections that a better one of another class shows too, now that both are of one class: bool [B,M]."""
+    boxes, scores, classes = said.boxes.float(), said.scores, said.classes
+    of_one = (merged[:, :, None] == merged[:, None]) & (classes[:, :, None] != classes[:, None])
+    earlier = torch.ones(2 * scores.shape[1:], dtype=torch.bool, device=scores.device).tril(-1)
+    better = (scores[:, None] > scores[:, :, None]) | ((scores[:, None] == scores[:, :, None]) & earlier)
+    return (of_one & better & (pairwise_iou(boxes, boxes) >= SAME_OBJECT)).any(2)

@@ -29,8 +29,9 @@ class Overlap:
     ) -> tuple[Tensor, Tensor]:
         """Predictions [B,C,h,w] or [B,N,4+1+C] of both -> those to compare.
 
-        Where the teacher says nothing, it is given the student's own word: no gradient comes from there. What it does not know
-        (another class in the labels, or in what the student takes a cell for) is such a place.
+        Where the teacher says nothing, it is given the student's own word, and the student's is held fast: no gradient comes from
+        there, even through a softmax over places. A place of a class that it does not know is such a place: by the labels, and for
+        cells also by what the student takes them for.
         """
         if student.dim() == 4 and teacher.shape[2:] != student.shape[2:]:
             _, teacher = resized(student, teacher, "student")
@@ -43,7 +44,8 @@ class Overlap:
             student, teacher = student.index_select(axis, at), teacher.index_select(axis, at)
         if silent is not None:
             silent = _like(silent, student[:, 0])[:, None] if student.dim() == 4 else silent[..., None]
-            teacher = torch.where(silent, student.detach().to(teacher.dtype), teacher)
+            teacher = torch.where(silent, student.detach(), teacher)
+            student = torch.where(silent, student.detach(), student)
         return student, teacher
 
     def _unspoken(self, student: Tensor, target: Mapping[str, Tensor] | None, size: tuple[int, int]) -> Tensor:

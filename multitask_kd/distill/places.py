@@ -26,13 +26,13 @@ def by_location(dense: Dense, size: tuple[int, int], strides: tuple[int, ...]) -
     """
     centres, scales = cells(size, strides, dense.boxes.device)
     table = _table(dense.places, dense.strides, size, strides)  # [N,K], -1 pads
-    score = dense.scores.amax(-1)
+    boxes, scores = dense.boxes.float(), dense.scores.float()
     at = table.clamp(min=0)
-    score = score[:, at].masked_fill(table < 0, -1.0)  # [B,N,K]
+    score = scores.amax(-1)[:, at].masked_fill(table < 0, -1.0)  # [B,N,K]
     best, which = score.max(-1)
     chosen = at[None].expand(len(score), -1, -1).gather(2, which[..., None]).squeeze(2)  # [B,N]
-    boxes = dense.boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-    classes = dense.scores.gather(1, chosen[..., None].expand(-1, -1, dense.scores.shape[2]))
+    boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+    classes = scores.gather(1, chosen[..., None].expand(-1, -1, scores.shape[2]))
     middle, extent = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-3)
     raw = [
         (middle - centres) / scales[:, None],
@@ -40,7 +40,7 @@ def by_location(dense: Dense, size: tuple[int, int], strides: tuple[int, ...]) -
         logit(best)[..., None],
         logit(classes / best.clamp(min=1e-6)[..., None]),
     ]
-    return torch.cat(raw, dim=-1), (best < 0)
+    return torch.cat(raw, dim=-1), best < 0
 
 
 def _table(places: Tensor, own: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:

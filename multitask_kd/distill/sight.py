@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import Batch, Dense, Found
+from ..batch import PAD, Batch, Dense, Found
 
 GREY = 114 / 255  # of padding, as in a letterbox
 
@@ -50,11 +51,18 @@ class Sight:
         return F.pad(images, (0, right, 0, below), value=GREY) if below or right else images
 
     def back(self, said: Any) -> Any:
-        """A prediction in the student's pixels: a map [B,C,h,w] cut to the images, boxes and places scaled."""
+        """A prediction in the student's pixels: a map [B,C,h,w] cut to the images, boxes and places scaled.
+
+        Finished detections are cut to the images as labels are; one that lies outside is none.
+        """
+        if isinstance(said, Found):
+            height, width = self.student
+            boxes = said.boxes.float() / self.scale
+            boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+            seen = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+            return Found(boxes, said.scores * seen, torch.where(seen, said.classes, PAD))
         if self.same:
             return said
-        if isinstance(said, Found):
-            return said._replace(boxes=said.boxes / self.scale)
         if isinstance(said, Dense):
             lengths = {key: getattr(said, key) for key in ("boxes", "places", "strides")}
             return said._replace(**{key: value / self.scale for key, value in lengths.items() if value is not None})

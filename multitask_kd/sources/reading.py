@@ -34,7 +34,7 @@ class SegOutput:
         if self.form == "binary":
             found = torch.cat([torch.zeros_like(found), found], dim=1)
         elif self.form == "probability":
-            found = found.clamp(min=1e-8).log()
+            found = found.float().clamp(min=1e-8).log()  # 1e-8 is 0 in float16
         if found.shape[1] != classes:
             raise ValueError(f"seg: the network gives {found.shape[1]} classes, but {classes} are named in `classes`")
         return found
@@ -86,8 +86,7 @@ class DetOutput:
         if isinstance(found, (list, tuple)) and all(isinstance(x, Mapping) for x in found):
             return self._checked(_from_mappings(found, self.first_class), classes)
         if isinstance(found, Mapping) and {"boxes", "scores", "locations", "strides"} <= set(found):
-            places = found["locations"]
-            return Dense(found["boxes"], found["scores"], places[0] if places.dim() == 3 else places, found["strides"])
+            return _dense(found, classes)
         if not isinstance(found, Tensor) or found.dim() != 3:
             raise ValueError(f"det: {shown(found)} is neither [B,N,4+1+C] nor a list of boxes, scores, labels")
         form = self._form(found, classes, size)
@@ -122,11 +121,12 @@ class DetOutput:
         return Found(found[..., :4], score.clamp(min=0), classes)
 
     def _checked(self, found: Found, classes: int) -> Found:
-        most, least = int(found.classes.amax().item()) if found.classes.numel() else -1, PAD
-        if most >= classes or (found.classes < least).any():
+        least, most = (int(x) for x in found.classes.aminmax()) if found.classes.numel() else (PAD, PAD)
+        if most >= classes or least < PAD:
+            wrong = (most if most >= classes else least) + self.first_class
             raise ValueError(
-                f"det: the network found class {most + self.first_class}, but {classes} are named in `classes` from "
-                f"{self.first_class} on; name them all, or correct outputs.det.first_class"
+                f"det: the network found class {wrong}, but {classes} are named in `classes` from {self.first_class} on; "
+                "name them all, or correct outputs.det.first_class"
             )
         return found
 
@@ -223,8 +223,8 @@ def pick(returned: Any, at: str | int | None, task: str, fits: Any, what: str) -
     parts = returned.values() if isinstance(returned, Mapping) else returned if isinstance(returned, (list, tuple)) else ()
     found = [part for part in parts if fits(part)]
     if len(found) != 1:
-        which = "several that could be" if found else "no"
-        raise ValueError(f"{task}: there is {which} {what} in what the network returns: {shown(returned)}; set outputs.{task}.at")
+        which = "several parts" if found else "no part"
+        raise ValueError(f"{task}: {which} of what the network returns can be {what}: {shown(returned)}; set outputs.{task}.at")
     return found[0]
 
 
@@ -264,6 +264,18 @@ def _from_mappings(found: Sequence[Mapping[str, Tensor]], first_class: int) -> F
             )
         )
     return Found(*(torch.stack(column) for column in zip(*columns, strict=True)))
+
+
+def _dense(found: Mapping[str, Tensor], classes: int) -> Dense:
+    """boxes [B,A,4], scores [B,A,C], locations [A,2] or [B,A,2], strides [A]; the locations of all images are the same."""
+    said = Dense(*(found[key] for key in ("boxes", "scores", "locations", "strides")))
+    if said.places.dim() == 3:
+        said = said._replace(places=said.places[0])
+    images, count = said.boxes.shape[:2]
+    wanted = ((images, count, 4), (images, count, classes), (count, 2), (count,))
+    if tuple(tuple(part.shape) for part in said) != wanted:
+        raise ValueError(f"det: {shown(found)} are not boxes [B,A,4], scores [B,A,{classes}], locations [A,2], strides [A]")
+    return said
 
 
 def _places(size: tuple[int, int], strides: Sequence[int], anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:

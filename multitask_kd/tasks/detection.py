@@ -129,7 +129,8 @@ class Detection(Task):
         if isinstance(pred, Found):
             return [_sure(*image, score_threshold, max_detections) for image in zip(*pred, strict=True)]
         boxes, scores = (pred.boxes, pred.scores) if isinstance(pred, Dense) else self._scored(pred.float(), size)
-        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
+        boxes, scores = boxes.float().clamp(min=0), scores.float()
+        boxes = boxes.minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
         found = []
         for image_boxes, image_scores in zip(boxes, scores, strict=True):
             cell, kind = (image_scores > score_threshold).nonzero(as_tuple=True)
@@ -149,7 +150,7 @@ class Detection(Task):
         """Boxes of a letterboxed image -> pixels of the original."""
         height, width = geometry.original
         scale = decoded.boxes.new_tensor([width / geometry.content[1], height / geometry.content[0]]).repeat(2)
-        boxes = (decoded.boxes * scale).minimum(decoded.boxes.new_tensor([width, height, width, height]))
+        boxes = (decoded.boxes * scale).clamp(min=0).minimum(decoded.boxes.new_tensor([width, height, width, height]))
         seen = (boxes[:, 2:] > boxes[:, :2]).all(1)  # the others lie in the padding alone
         return Detections(boxes[seen], decoded.scores[seen], decoded.classes[seen])
 

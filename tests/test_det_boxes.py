@@ -1,0 +1,293 @@
+"""Finished detections as soft labels. A cell is dx, dy, log w, log h, objectness, classes."""
+
+import math
+
+import pytest
+import torch
+
+from multitask_kd.batch import PAD, Found
+from multitask_kd.losses.det_boxes import DetBoxes
+from multitask_kd.models.assign import simota
+from multitask_kd.models.dense_head import cells, decode_boxes
+from multitask_kd.tasks.detection import Detection
+
+CPU = torch.device("cpu")
+SIZE, STRIDES = (48, 64), (8, 16)  # 6 x 8 and 3 x 4 cells
+COUNT = 48 + 12
+CLASSES = 3
+CENTRES, SCALES = cells(SIZE, STRIDES, CPU)
+NONE = Found(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long))
+LN2 = math.log(2)
+
+
+def random(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def found(*images):
+    """Rows of x1, y1, x2, y2, score, class by image."""
+    most = max(map(len, images))
+    rows = torch.tensor([[*image, *[(0, 0, 0, 0, 0, PAD)] * (most - len(image))] for image in images], dtype=torch.float32)
+    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+
+
+def loss(known=None, **options):
+    made = DetBoxes(**options)
+    made.place(SIZE, STRIDES, known)
+    return made
+
+
+def perfect(teacher):
+    """Raw outputs that say what the teacher says: its boxes, its scores as objectness on the cells that are matched."""
+    raw = torch.full((len(teacher.boxes), COUNT, 5 + CLASSES), -12.0)
+    raw[..., :4] = 0
+    for i, (boxes, scores, classes) in enumerate(zip(*teacher, strict=True)):
+        for box, score, kind in zip(boxes, scores, classes.tolist(), strict=True):
+            if kind < 0:
+                continue
+            inside = ((box[:2] < CENTRES) & (box[2:] > CENTRES)).all(-1)
+            raw[i, inside, :2] = ((box[:2] + box[2:]) / 2 - CENTRES[inside]) / SCALES[inside, None]
+            raw[i, inside, 2:4] = ((box[2:] - box[:2]) / SCALES[inside, None]).log()
+            raw[i, inside, 4] = score.clamp(max=1 - 1e-5).logit()
+            raw[i, inside, 5 + kind] = 12.0
+    match = assigned(raw, teacher)
+    raw[..., 4] = torch.where(match.positive, raw[..., 4], -12.0)
+    return raw
+
+
+def assigned(raw, teacher, confidence=0.3):
+    classes = torch.where(teacher.scores >= confidence, teacher.classes, PAD)
+    return simota(teacher.boxes, classes, decode_boxes(raw, CENTRES, SCALES), raw[..., 4], raw[..., 5:], CENTRES, SCALES)
+
+
+TWO = found([(8, 4, 40, 36, 0.9, 0), (40, 20, 60, 44, 0.6, 2)], [(10, 10, 30, 30, 0.5, 1)])
+
+
+def plain_formula(raw, teacher, *, box=5.0, objectness=1.0, classification=1.0, confidence=0.3, doubt=0.1, known=None):
+    """The documented formula in Python's float64, cell by cell, given the assignment."""
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+
+    def bce(x, target):
+        return -target * math.log(sigmoid(x)) - (1 - target) * math.log(1 - sigmoid(x))
+
+    def overlap(a, b):
+        area = lambda c: (c[2] - c[0]) * (c[3] - c[1])  # noqa: E731
+        inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+        union = area(a) + area(b) - inter
+        hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+        return inter / union, inter / union - (hull - union) / hull
+
+    match = assigned(raw, teacher, confidence)
+    known = range(CLASSES) if known is None else known
+    total = weights = 0.0
+    for i in range(len(raw)):
+        rows = list(zip(teacher.boxes[i].tolist(), teacher.scores[i].tolist(), teacher.classes[i].tolist(), strict=True))
+        for n in range(COUNT):
+            cell = raw[i, n].double().tolist()
+            (x, y), s = CENTRES[n].tolist(), SCALES[n].item()
+            mx, my, w, h = x + cell[0] * s, y + cell[1] * s, s * math.exp(cell[2]), s * math.exp(cell[3])
+            own = (mx - w / 2, my - h / 2, mx + w / 2, my + h / 2)
+            if match.positive[i, n]:
+                truth, score, kind = rows[match.box[i, n]]
+                iou, giou = overlap(own, truth)
+                total += score * box * (1 - giou) + objectness * bce(cell[4], score)
+                total += score * classification * sum(bce(cell[5 + k], iou if k == kind else 0.0) for k in known)
+                weights += score
+            else:
+                doubted = any(doubt <= p < confidence and k >= 0 and b[0] < x < b[2] and b[1] < y < b[3] for b, p, k in rows)
+                lacking = max(range(CLASSES), key=lambda k: cell[5 + k]) not in known
+                total += 0.0 if doubted or lacking else objectness * bce(cell[4], 0.0)
+    return total / max(weights, len(raw))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"box": 0.0}, {"objectness": 0.0, "classification": 3.0}, {"confidence": 0.55}, {"confidence": 0.7, "doubt": 0.55}],
+)
+@pytest.mark.parametrize("known", [None, (0, 2)])
+def test_against_the_formula_in_float64(options, known):
+    raw = random(2, COUNT, 5 + CLASSES, seed=3)
+    teacher = found([(8, 4, 40, 36, 0.9, 0), (40, 20, 60, 44, 0.6, 2)], [(10, 10, 30, 30, 0.2, 2)])
+    expected = plain_formula(raw, teacher, known=known, **options)
+    assert loss(known, **options)(raw, teacher).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_sure_detections_weigh_as_labels_do():
+    """At score 1 the loss is the hard loss, with its weights."""
+    raw = random(2, COUNT, 5 + CLASSES, seed=3)
+    teacher = TWO._replace(scores=(TWO.classes >= 0).float())
+    task = Detection(("a", "b", "c"), STRIDES)
+    target = {"boxes": teacher.boxes, "classes": teacher.classes, "labelled": torch.tensor([True, True])}
+    hard = task.losses(raw, target, SIZE)
+    expected = sum(task.weights[name] * value for name, value in hard.items())
+    assert loss()(raw, teacher).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_without_detections_every_cell_learns_that_there_is_nothing():
+    raw = torch.zeros(2, COUNT, 5 + CLASSES, requires_grad=True)
+    empty = found([], [(0, 0, 0, 0, 0, PAD)])
+    for teacher in (NONE, empty):
+        raw.grad = None
+        value = loss()(raw, teacher)
+        value.backward()
+        # ln 2 a cell, 2 * 60 cells, divided by 2 images
+        assert value.item() == pytest.approx(COUNT * LN2, rel=1e-5)
+        assert raw.grad[..., :4].eq(0).all() and raw.grad[..., 5:].eq(0).all()
+        assert torch.allclose(raw.grad[..., 4], torch.tensor(0.5 / 2))
+    one = loss()(raw[:1].detach(), Found(*(t[:1] for t in NONE)))
+    assert one.item() == pytest.approx(COUNT * LN2, rel=1e-5)
+
+
+def test_padding_adds_nothing():
+    raw = random(2, COUNT, 5 + CLASSES, seed=3)
+    more = Found(*(torch.cat([t, t[:, :1].expand_as(t[:, :1])], 1) for t in TWO))
+    more.classes[:, -1] = PAD  # a row with a box and a score, but of no class
+    assert loss()(raw, more).item() == loss()(raw, TWO).item()
+    unsure = more._replace(scores=more.scores.clone())
+    unsure.scores[:, -1] = 0.2
+    assert loss()(raw, unsure).item() == loss()(raw, TWO).item()
+
+
+def test_a_perfect_prediction_scores_less_than_any_other():
+    raw = perfect(TWO)
+    least = loss()(raw, TWO).item()
+    # what is left is the entropy of the scores: objectness .9, .6, .5 on the matched cells
+    match = assigned(raw, TWO)
+    p = TWO.scores.gather(1, match.box)[match.positive].double()
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum() / max(2, p.sum().item())
+    assert least == pytest.approx(entropy.item(), rel=5e-3)
+    for column in range(4):
+        for shift in (-0.3, -0.1, 0.1, 0.3):
+            other = raw.clone()
+            other[..., column] += shift
+            assert loss()(other, TWO).item() > least + 1e-3, (column, shift)
+    for change in (-0.5, 0.5):
+        other = raw.clone()
+        other[..., 4] += change * match.positive
+        assert loss()(other, TWO).item() > least + 1e-3
+    wrong = raw.clone()
+    wrong[..., 5:] = wrong[..., 5:].roll(1, -1)
+    assert loss()(wrong, TWO).item() > least + 1
+    swapped = perfect(TWO._replace(boxes=TWO.boxes[..., [1, 0, 3, 2]]))
+    assert loss()(swapped, TWO).item() > least + 0.1
+
+
+def test_the_gradient_pulls_box_objectness_and_class_of_a_matched_cell_to_the_teachers():
+    raw = perfect(TWO)
+    match = assigned(raw, TWO)
+    for column, shift in ((0, 0.2), (1, -0.2), (2, 0.2), (3, -0.2)):
+        other = raw.clone()
+        other[..., column] += shift
+        other.requires_grad_()
+        loss()(other, TWO).backward()
+        same = assigned(other.detach(), TWO).positive & match.positive
+        assert same.any() and (other.grad[..., column][same] * shift > 0).all()
+    for below, sign in ((-1.0, -1), (1.0, 1)):  # the objectness goes to the score, from below and from above
+        other = raw.clone()
+        other[..., 4] += below * match.positive
+        other.requires_grad_()
+        loss()(other, TWO).backward()
+        same = assigned(other.detach(), TWO).positive & match.positive
+        assert same.any() and (other.grad[..., 4][same] * sign > 0).all()
+
+
+def test_learning_by_it_finds_the_teachers_boxes():
+    raw = torch.zeros(2, COUNT, 5 + CLASSES)
+    raw[..., 4:] = -2.0
+    raw.requires_grad_()
+    made, optimizer = loss(), torch.optim.Adam([raw], lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        made(raw, TWO).backward()
+        optimizer.step()
+    decoded = Detection(("a", "b", "c"), STRIDES).decode(raw, SIZE, score_threshold=0.3)
+    for i, image in enumerate(decoded):
+        there = TWO.classes[i] >= 0
+        assert image.classes.tolist() == TWO.classes[i][there].tolist()
+        assert (image.boxes - TWO.boxes[i][there]).abs().max() < 1.0
+        assert torch.allclose(image.scores, TWO.scores[i][there], atol=0.08)
+
+
+def test_doubtful_detections_pull_neither_up_nor_down():
+    raw = random(2, COUNT, 5 + CLASSES, seed=3).requires_grad_()
+    doubtful = found([(8, 4, 40, 36, 0.2, 0)], [(8, 4, 40, 36, 0.05, 0)])
+    loss()(raw, doubtful).backward()
+    inside = ((torch.tensor([8.0, 4]) < CENTRES) & (torch.tensor([40.0, 36]) > CENTRES)).all(-1)
+    assert raw.grad[0, inside].eq(0).all() and raw.grad[0, ~inside, 4].gt(0).all()
+    assert raw.grad[1, :, 4].gt(0).all()  # below doubt there is nothing
+    assert raw.grad[..., :4].eq(0).all() and raw.grad[..., 5:].eq(0).all()
+    # at the borders: a score of doubt is doubtful, one of confidence is a label
+    for score, pulled in ((0.1, False), (0.3, True)):
+        raw.grad = None
+        loss(doubt=0.1, confidence=0.3)(raw, found([(8, 4, 40, 36, score, 0)], [])).backward()
+        assert raw.grad[0, inside, 4].ne(0).any().item() is pulled and raw.grad[0, :, :4].ne(0).any().item() is pulled
+    # a sure detection in the same place keeps its cells
+    raw.grad = None
+    loss()(raw, found([(8, 4, 40, 36, 0.2, 0), (8, 4, 40, 36, 0.9, 1)], [])).backward()
+    assert raw.grad[0, :, :4].ne(0).any() and raw.grad[0, inside, 4].eq(0).any()
+
+
+def test_nothing_is_said_of_classes_that_the_teacher_lacks():
+    raw = random(2, COUNT, 5 + CLASSES, seed=3).requires_grad_()
+    knows = found([(8, 4, 40, 36, 0.9, 0)], [])
+    target = {
+        "boxes": torch.tensor([[[0.0, 32, 24, 48]]] * 2),
+        "classes": torch.tensor([[1], [1]]),
+        "labelled": torch.tensor([False, True]),
+    }
+    loss((0, 2))(raw, knows, target).backward()
+    assert raw.grad[..., 6].eq(0).all()
+    taken = raw[..., 5:].argmax(-1) == 1
+    labelled = ((torch.tensor([0.0, 32]) < CENTRES) & (torch.tensor([24.0, 48]) > CENTRES)).all(-1)
+    positive = assigned(raw.detach(), knows).positive
+    silent = taken | (labelled & torch.tensor([[False], [True]]))
+    assert raw.grad[..., 4][silent & ~positive].eq(0).all() and raw.grad[..., 4][~silent | positive].ne(0).all()
+    assert positive.any() and (silent & ~positive).any()
+    assert raw.grad[..., 5][positive].ne(0).all() and raw.grad[..., 7][positive].ne(0).all()
+
+
+def test_the_weight_of_a_detection_is_its_score():
+    """Two images of one object each, with scores .8 and .4, in the same place: gradients 2 to 1."""
+    raw = random(1, COUNT, 5 + CLASSES, seed=3).repeat(2, 1, 1).requires_grad_()
+    loss(objectness=0.0)(raw, found([(8, 4, 40, 36, 0.8, 0)], [(8, 4, 40, 36, 0.4, 0)])).backward()
+    assert raw.grad[0].ne(0).any() and torch.allclose(raw.grad[0], 2 * raw.grad[1], rtol=1e-4, atol=1e-9)
+
+
+def test_more_detections_do_not_weigh_more():
+    """The sum is divided by the scores of the matched cells, where they are more than the images."""
+    raw = random(1, COUNT, 5 + CLASSES, seed=3)
+    only = {"objectness": 0.0, "classification": 0.0, "box": 1.0}
+    teacher = found([(8, 4, 40, 36, 0.9, 0), (40, 20, 60, 44, 0.6, 2)])
+    doubled = [Found(*(torch.cat([t] * n) for t in teacher)) for n in (1, 4)]
+    few, many = (loss(**only)(raw.repeat(n, 1, 1), t).item() for n, t in zip((1, 4), doubled, strict=True))
+    assert many == pytest.approx(few, rel=1e-5) and 0 < few < 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_finite_and_close(dtype):
+    raw = random(2, COUNT, 5 + CLASSES, seed=3)
+    teacher = Found(TWO.boxes.to(dtype), TWO.scores.to(dtype), TWO.classes)
+    own = raw.to(dtype).requires_grad_()
+    value = loss()(own, teacher)
+    value.backward()
+    assert value.dtype == torch.float32 and own.grad.isfinite().all()
+    assert value.item() == pytest.approx(loss()(own.detach().float(), TWO).item(), rel=2e-2)
+    wild = torch.full((2, COUNT, 5 + CLASSES), 300.0).requires_grad_()
+    loss()(wild, TWO).backward()
+    assert wild.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objectness": -1.0}, "objectness: -1.0 is no weight"),
+        ({"box": float("nan")}, "box: nan is no weight"),
+        ({"objectness": 0.0, "classification": 0.0, "box": 0.0}, "every weight is 0"),
+        ({"confidence": 0.05}, "doubt, confidence: 0.1 and 0.05 must rise"),
+        ({"confidence": 1.5}, "must rise from 0 to 1"),
+        ({"doubt": -0.1}, "must rise from 0 to 1"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DetBoxes(**options)

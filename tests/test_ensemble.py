@@ -1,0 +1,223 @@
+"""What several teachers say together. A cell is dx, dy, log w, log h, objectness, classes."""
+
+import math
+
+import pytest
+import torch
+
+from multitask_kd.batch import PAD, Found
+from multitask_kd.distill.ensemble import mean_cells, mean_found, mean_maps
+from multitask_kd.distill.lesson import UNKNOWN
+
+ALL = (0, 1, 2)
+
+
+def random(*shape, seed=0, scale=2.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def odds(p):
+    return math.log(p / (1 - p))
+
+
+def pixel(*p):
+    """Logits of one pixel from its probabilities; None: a class that is not known."""
+    return torch.tensor([UNKNOWN if x is None else math.log(x) + 1.7 for x in p]).view(1, -1, 1, 1)
+
+
+def cell(*numbers):
+    return torch.tensor([[numbers]], dtype=torch.float32)
+
+
+def found(*images):
+    """Rows of x1, y1, x2, y2, score, class by image."""
+    most = max(map(len, images))
+    rows = torch.tensor([[*image, *[(0, 0, 0, 0, 0, PAD)] * (most - len(image))] for image in images], dtype=torch.float32)
+    rows = rows.view(len(images), most, 6)
+    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+
+
+NOTHING = Found(torch.zeros(1, 0, 4), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
+YES, NO = torch.tensor([[[True]]]), torch.tensor([[[False]]])
+
+
+# --- maps
+
+
+def test_the_mean_of_probabilities_by_hand():
+    said, silent = mean_maps([pixel(0.7, 0.2, 0.1), pixel(0.1, 0.6, 0.3)], [None, None], [ALL, ALL])
+    assert silent is None and said.flatten().exp().tolist() == pytest.approx([0.4, 0.4, 0.2], rel=1e-5)
+
+
+def test_each_class_over_those_that_know_it():
+    # class 1: (.6 + .2) / 2 = .4; class 0 of the first alone .4, class 2 of the second alone .8; of 1.6 together
+    said, _ = mean_maps([pixel(0.4, 0.6, None), pixel(None, 0.2, 0.8)], [None, None], [(0, 1), (1, 2)])
+    assert said.flatten().exp().tolist() == pytest.approx([0.4 / 1.6, 0.4 / 1.6, 0.8 / 1.6], rel=1e-5)
+    # a class that nobody knows
+    said, _ = mean_maps([pixel(0.4, 0.6, None), pixel(0.2, 0.8, None)], [None, None], [(0, 1), (0, 1)])
+    assert said.flatten()[:2].exp().tolist() == pytest.approx([0.3, 0.7], rel=1e-5) and said.flatten()[2] == UNKNOWN
+
+
+def test_where_one_is_silent_the_other_speaks_alone():
+    words = [pixel(0.7, 0.2, 0.1), pixel(0.1, 0.6, 0.3)]
+    for silent, expected, quiet in (
+        ([YES, None], [0.1, 0.6, 0.3], False),
+        ([NO, YES], [0.7, 0.2, 0.1], False),
+        ([NO, NO], [0.4, 0.4, 0.2], False),
+        ([YES, YES], None, True),
+    ):
+        said, together = mean_maps(words, silent, [ALL, ALL])
+        assert together.shape == (1, 1, 1) and together.item() is quiet and said.isfinite().all()
+        if expected:
+            assert said.flatten().exp().tolist() == pytest.approx(expected, rel=1e-5)
+    said, _ = mean_maps([pixel(0.4, 0.6, None), pixel(None, 0.2, 0.8)], [None, YES], [(0, 1), (1, 2)])
+    assert said.flatten()[:2].exp().tolist() == pytest.approx([0.4, 0.6], rel=1e-5) and said.flatten()[2] == UNKNOWN
+
+
+@pytest.mark.parametrize("many", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_identical_teachers_say_the_map_of_one(many, dtype):
+    word = random(2, 3, 4, 5).to(dtype)
+    silent = random(2, 4, 5, seed=1) > 1
+    said, quiet = mean_maps([word] * many, [silent] * many, [ALL] * many)
+    assert said.dtype == torch.float32 and torch.equal(quiet, silent)
+    away = (said.softmax(1) - word.float().softmax(1)).abs().amax(1)
+    assert away[~silent].max() < 1e-3
+
+
+def test_maps_are_brought_to_the_finest_one():
+    coarse, fine = random(2, 3, 2, 3), random(2, 3, 4, 6, seed=1)
+    silent = torch.zeros(2, 2, 3, dtype=torch.bool)
+    silent[:, 1, 2] = True
+    for words, quiet in (([coarse, fine], [silent, None]), ([fine, coarse], [None, silent])):
+        said, together = mean_maps(words, quiet, [ALL, ALL])
+        assert said.shape == fine.shape and together.shape == (2, 4, 6) and not together.any()
+        assert torch.allclose(said[:, :, 2:, 4:].softmax(1), fine[:, :, 2:, 4:].softmax(1), atol=1e-5)  # the fine one alone
+        grown = torch.nn.functional.interpolate(coarse, size=(4, 6), mode="bilinear").softmax(1)
+        assert torch.allclose(said[:, :, :2].softmax(1), (grown + fine.softmax(1))[:, :, :2] / 2, atol=1e-5)
+
+
+# --- cells
+
+
+def test_cells_by_hand():
+    a = cell(1.0, 0, 2, 0, odds(0.8), odds(0.5), odds(0.1))
+    b = cell(4.0, 3, 0, 0, odds(0.2), odds(0.3), odds(0.5))
+    said, silent = mean_cells([a, b], [None, None], [(0, 1), (0, 1)])
+    # confidence .8 * .5 = .4 and .2 * .5 = .1: boxes 4 to 1; objectness .5
+    assert silent is None and said[0, 0, :4].tolist() == pytest.approx([8 / 5, 3 / 5, 8 / 5, 0], rel=1e-4)
+    # scores (.8 * .5 + .2 * .3) / 2 = .23 and (.8 * .1 + .2 * .5) / 2 = .09, divided by .5
+    assert said[0, 0, 4:].sigmoid().tolist() == pytest.approx([0.5, 0.46, 0.18], rel=1e-4)
+
+
+def test_a_teacher_that_lacks_the_class_does_not_take_its_objects_for_background():
+    a = cell(1.0, 0, 2, 0, odds(0.9), UNKNOWN, odds(0.8))
+    b = cell(4.0, 3, 0, 0, odds(0.01), odds(0.02), UNKNOWN)
+    for words, known in (([a, b], [(1,), (0,)]), ([b, a], [(0,), (1,)])):
+        said, _ = mean_cells(words, [None, None], known)
+        # cat .01 * .02 = .0002, dog .9 * .8, divided by .9
+        assert said[0, 0, 4:].sigmoid().tolist() == pytest.approx([0.9, 0.0002 / 0.9, 0.8], rel=1e-3)
+        assert said[0, 0, :4].tolist() == pytest.approx([1, 0, 2, 0], abs=2e-3)
+    # class 0, which both know, is the likeliest: (.9 * .6 + .1 * .6) / 2 = .3 against .9 * .2 = .18
+    a, b = cell(0, 0, 0, 0, odds(0.9), odds(0.6), odds(0.2)), cell(0, 0, 0, 0, odds(0.1), odds(0.6), UNKNOWN)
+    said, _ = mean_cells([a, b], [None, None], [(0, 1), (0,)])
+    assert said[0, 0, 4:].sigmoid().tolist() == pytest.approx([0.5, 0.6, 0.36], rel=1e-3)
+
+
+def test_what_a_teacher_says_of_classes_on_background_does_not_count():
+    """One that knows a single class takes every cell for it, if for anything."""
+    cat, dog = cell(0, 0, 0, 0, odds(0.9), odds(0.95), UNKNOWN), cell(0, 0, 0, 0, odds(0.01), UNKNOWN, odds(0.999))
+    said, _ = mean_cells([cat, dog], [None, None], [(0,), (1,)])
+    assert said[0, 0, 4:].sigmoid().tolist() == pytest.approx([0.9, 0.95, 0.01 * 0.999 / 0.9], rel=1e-3)
+
+
+def test_a_silent_teachers_cell_does_not_count():
+    a = cell(1.0, 2, 3, 4, odds(0.001), odds(0.01), odds(0.002))
+    b = cell(9e3, 9e3, 9, 9, odds(0.9), odds(0.9), odds(0.9))
+    quiet, loud = torch.tensor([[True]]), torch.tensor([[False]])
+    for silent in ([None, quiet], [loud, quiet]):
+        said, together = mean_cells([a, b], silent, [(0, 1), (0, 1)])
+        assert together.tolist() == [[False]]
+        assert torch.allclose(said, a, rtol=1e-3)
+    said, together = mean_cells([a, b], [quiet, quiet], [(0, 1), (0, 1)])
+    assert together.tolist() == [[True]] and said.isfinite().all()
+
+
+@pytest.mark.parametrize("many", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_identical_teachers_say_the_cells_of_one(many, dtype):
+    raw = random(2, 9, 8).to(dtype)
+    said, silent = mean_cells([raw] * many, [None] * many, [ALL] * many)
+    assert silent is None and said.dtype == torch.float32 and torch.allclose(said, raw.float(), atol=1e-3)
+    partial = raw.float()
+    partial[..., 6] = UNKNOWN
+    said, _ = mean_cells([partial] * many, [None] * many, [(0, 2)] * many)
+    assert torch.allclose(said, partial, atol=1e-3)
+
+
+def test_far_cells_of_the_background_keep_their_boxes():
+    """Where nobody believes anything the boxes still are a mean, not 0."""
+    raw = cell(2.0, -3, 1, 1, -40, -40, -40)
+    assert torch.allclose(mean_cells([raw, raw], [None, None], [(0, 1)] * 2)[0][..., :4], raw[..., :4], atol=1e-3)
+
+
+# --- detections
+
+
+def test_detections_of_one_object_by_hand():
+    # IoU 10 x 8 / 10 x 10 = .8: boxes 3 to 1, the score the mean of the two
+    a, b = found([(0, 0, 10, 10, 0.9, 1)]), found([(0, 0, 10, 8, 0.3, 1)])
+    said = mean_found([a, b], [ALL, ALL])
+    assert said.boxes.tolist()[0][0] == pytest.approx([0, 0, 10, 9.5]) and said.classes.tolist() == [[1]]
+    assert said.scores.tolist()[0] == pytest.approx([0.6])
+
+
+def test_what_one_did_not_see_and_what_one_does_not_know():
+    a = found([(0, 0, 10, 10, 0.8, 0), (20, 0, 30, 10, 0.6, 2)])
+    said = mean_found([a, NOTHING], [ALL, (0, 1)])
+    # class 0 was not seen by the second: .8 / 2; class 2 it does not know: .6, now the best
+    assert said.classes.tolist() == [[2, 0]] and said.scores[0].tolist() == pytest.approx([0.6, 0.4])
+    assert torch.allclose(said.boxes[0], torch.tensor([[20.0, 0, 30, 10], [0, 0, 10, 10]]))
+
+
+def test_other_classes_and_other_places_are_other_objects():
+    a = found([(0, 0, 10, 10, 0.8, 0)])
+    for other in ((0, 0, 10, 10, 0.8, 1), (0, 0, 10, 5, 0.8, 0), (20, 20, 30, 30, 0.8, 0)):
+        said = mean_found([a, found([other])], [ALL, ALL])
+        assert said.scores[0].tolist() == pytest.approx([0.4, 0.4]), other
+
+
+def test_a_teacher_counts_once_an_object():
+    # both boxes of the first are the object; of its scores .8 and .4 the best counts: (.8 + .6) / 2
+    a, b = found([(0, 0, 10, 10, 0.8, 0), (0, 0, 10, 8, 0.4, 0)]), found([(0, 0, 10, 9, 0.6, 0)])
+    said = mean_found([a, b], [ALL, ALL])
+    assert said.scores[0].tolist() == pytest.approx([0.7])
+    assert said.boxes[0, 0, 3].item() == pytest.approx((0.8 * 10 + 0.4 * 8 + 0.6 * 9) / 1.8)
+
+
+@pytest.mark.parametrize("many", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_identical_teachers_say_the_detections_of_one(many, dtype):
+    word = found([(0, 0, 10, 10, 0.75, 1), (0, 0, 10, 4, 0.5, 1), (8, 8, 64, 32, 0.25, 0)], [(4, 4, 8, 8, 0.5, 2)], [])
+    word = Found(word.boxes.to(dtype), word.scores.to(dtype), word.classes)
+    said = mean_found([word] * many, [ALL] * many)
+    assert said.boxes.dtype == said.scores.dtype == torch.float32 and torch.equal(said.classes, word.classes)
+    assert torch.allclose(said.boxes, word.boxes.float(), atol=1e-3) and torch.allclose(said.scores, word.scores.float(), atol=1e-3)
+
+
+def test_images_without_detections():
+    said = mean_found([NOTHING, NOTHING], [ALL, ALL])
+    assert said.boxes.shape == (1, 0, 4) and said.scores.shape == said.classes.shape == (1, 0)
+    only_pads = found([], [(0, 0, 4, 4, 0.5, 0)])
+    said = mean_found([only_pads, only_pads], [ALL, ALL])
+    assert said.classes.tolist() == [[PAD], [0]] and said.scores[0].tolist() == [0]
+    marked = found([(0, 0, 4, 4, 0.9, PAD)])  # padding is nothing whatever its score
+    assert mean_found([marked, NOTHING], [ALL, ALL]).classes.numel() == 0
+
+
+def test_detections_come_best_first():
+    a = found([(0, 0, 4, 4, 0.9, 0), (10, 0, 14, 4, 0.8, 0), (20, 0, 24, 4, 0.7, 0)])
+    b = found([(20, 0, 24, 4, 0.9, 0), (10, 0, 14, 4, 0.6, 0)])
+    said = mean_found([a, b], [ALL, ALL])
+    assert said.scores[0].tolist() == pytest.approx([0.8, 0.7, 0.45])
+    assert said.boxes[0, :, 0].tolist() == pytest.approx([20, 10, 0])

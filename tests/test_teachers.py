@@ -1,0 +1,266 @@
+"""All teachers of a run: a batch -> one View in the student's classes, pixels and cells."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import batched_nms
+
+from multitask_kd.batch import PAD, Batch, Dense, Found, View
+from multitask_kd.distill.lesson import UNKNOWN, Lesson
+from multitask_kd.distill.sight import GREY
+from multitask_kd.distill.teacher import Subject, Teacher, Teachers, has_places, padded
+from multitask_kd.models.dense_head import cells, decode_boxes
+from multitask_kd.tasks.detection import Detection, Detections
+from multitask_kd.tasks.segmentation import Segmentation
+
+CPU = torch.device("cpu")
+SIZE, STRIDES = (24, 40), (8, 16)  # 3 x 5 and 2 x 3 cells
+COUNT = 21
+SEG, DET = ("road", "car", "tree"), ("cat", "dog")
+
+
+def random(*shape, seed=0, scale=2.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def found(*rows):
+    rows = torch.tensor([rows], dtype=torch.float32)
+    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+
+
+class Says(nn.Module):
+    """A network that says the same of every batch, and keeps what it was shown."""
+
+    def __init__(self, **preds):
+        super().__init__()
+        self.preds = preds
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.tapped = nn.Identity()
+
+    def forward(self, images):
+        self.shown = images
+        self.tapped(images + self.bias)
+        return View({k: p + self.bias.to(p.dtype) if isinstance(p, torch.Tensor) else p for k, p in self.preds.items()})
+
+
+def teacher(size=None, strides=STRIDES, lessons=None, taps=(), **preds):
+    tasks = {"seg": Segmentation(SEG, (8,)), "det": Detection(DET, strides)}
+    return Teacher(Says(**preds), {k: tasks[k] for k in preds}, CPU, None, taps, lessons=lessons, size=size)
+
+
+def teachers(task, *members, as_found=False, strides=STRIDES):
+    members = {f"t{i}": m for i, m in enumerate(members)}
+    return Teachers(members, {task: Subject(tuple(members), strides, as_found)}, SIZE)
+
+
+def batch(images=2, **views):
+    return Batch(torch.rand(images, 3, *SIZE, generator=torch.Generator().manual_seed(9)), **views)
+
+
+def boxes_of(raw):
+    return decode_boxes(raw, *cells(SIZE, STRIDES, CPU))
+
+
+# --- one teacher
+
+
+def test_a_teacher_of_the_students_size_classes_and_cells_is_heard_as_it_is():
+    seg, det = random(2, 3, 3, 5), random(2, COUNT, 7, seed=1)
+    one = teacher(seg=seg, det=det, lessons={"seg": Lesson(SEG, SEG), "det": Lesson(DET, DET)})
+    both = Teachers({"a": one}, {"seg": Subject(["a"], (8,)), "det": Subject(["a"], STRIDES)}, SIZE)
+    view = both(batch())
+    assert torch.equal(view.preds["seg"], seg) and torch.equal(view.preds["det"], det) and not view.silent
+    assert not view.preds["seg"].requires_grad and not view.preds["det"].requires_grad
+    assert one.net.shown is not None and one.net.shown.shape == (2, 3, *SIZE)
+
+
+def test_a_tasks_classes_are_brought_to_the_students():
+    seg = random(1, 2, 3, 5)
+    one = teacher(seg=seg, lessons={"seg": Lesson(("sky", "car"), SEG)})
+    view = teachers("seg", one)(batch(1))
+    assert torch.equal(view.preds["seg"][:, 1], seg[:, 1]) and view.preds["seg"][:, [0, 2]].eq(UNKNOWN).all()
+    assert torch.equal(view.silent["seg"], seg[:, 0] > seg[:, 1])
+    assert one.known("seg") == (1,) and teachers("seg", one).known("seg") == (1,)
+    assert teacher(det=random(1, COUNT, 7)).known("det") == (0, 1)
+
+
+def test_a_task_that_is_not_taught_is_left_out():
+    one = teacher(seg=random(1, 3, 3, 5), det=random(1, COUNT, 7))
+    assert set(teachers("seg", one)(batch(1)).preds) == {"seg"}
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_twice_the_input_and_twice_the_strides_line_up_cell_for_cell(images, dtype):
+    raw = random(images, COUNT, 7, scale=1.0).to(dtype)
+    one = teacher((48, 80), (16, 32), det=raw)
+    view = teachers("det", one)(batch(images))
+    assert one.net.shown.shape == (images, 3, 48, 80)
+    said, raw = view.preds["det"], raw.float()
+    assert said.dtype == torch.float32 and not view.silent["det"].any()
+    assert torch.allclose(said[..., :4], raw[..., :4], atol=1e-3)
+    assert torch.allclose(boxes_of(said), boxes_of(raw), atol=1e-3)
+    score = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
+    assert torch.allclose(said[..., 4:5].sigmoid() * said[..., 5:].sigmoid(), score, atol=3e-4)
+
+
+def test_a_letterbox_below_is_cut_away():
+    """48 x 80 of 80 x 80 are the images: the cells of the rows below belong to no image."""
+    count = 5 * 5 + 3 * 3
+    raw = random(1, count, 7, scale=1.0)
+    one = teacher((80, 80), (16, 32), det=raw, seg=random(1, 3, 5, 5))
+    both = Teachers({"a": one}, {"seg": Subject(["a"], (8,)), "det": Subject(["a"], STRIDES)}, SIZE)
+    view = both(batch(1))
+    assert one.net.shown[:, :, 48:].eq(GREY).all() and not one.net.shown[:, :, :48].eq(GREY).any()
+    assert torch.equal(view.preds["seg"], one.net.preds["seg"][:, :, :3])
+    kept = [*range(15), *range(25, 31)]  # the upper 3 of 5 rows of 5, the upper 2 of 3 rows of 3
+    assert not view.silent.get("det", torch.zeros(1)).any()
+    assert torch.allclose(view.preds["det"][..., :4], raw[:, kept, :4], atol=1e-3)
+
+
+def test_the_batchs_view_of_its_size_is_shown():
+    view = torch.rand(1, 3, 48, 80)
+    one = teacher((48, 80), (16, 32), det=random(1, COUNT, 7))
+    all_of_them = teachers("det", one)
+    all_of_them(batch(1, views={(48, 80): view}))
+    assert one.net.shown is view and all_of_them.views() == [(48, 80)]
+    assert teachers("det", teacher((12, 20), det=random(1, COUNT, 7)), teacher(det=random(1, COUNT, 7))).views() == []
+
+
+def test_other_strides_of_the_same_input_are_brought_by_location():
+    raw = random(1, 15, 7, scale=1.0)  # stride 8 alone
+    view = teachers("det", teacher(strides=(8,), det=raw))(batch(1))
+    assert view.silent["det"][0].tolist() == [False] * 15 + [True] * 6
+    assert torch.allclose(view.preds["det"][:, :15, :4], raw[..., :4], atol=1e-3)
+
+
+def test_predictions_of_a_foreign_detector_are_brought_by_location():
+    dense = Dense(
+        torch.tensor([[[8.0, 8, 24, 16]]]), torch.tensor([[[0.1, 0.6]]]), torch.tensor([[20.0, 20]]), torch.tensor([16.0])
+    )
+    view = teachers("det", teacher((48, 80), det=dense))(batch(1))
+    # place (10, 10) of stride 8: row 1, column 1; box (4, 4, 12, 8)
+    assert (~view.silent["det"][0]).nonzero().flatten().tolist() == [6]
+    assert torch.allclose(boxes_of(view.preds["det"])[0, 6], torch.tensor([4.0, 4, 12, 8]), atol=1e-4)
+    assert view.preds["det"][0, 6, [4, 5]].sigmoid().tolist() == pytest.approx([0.6, 1 / 6], rel=1e-4)
+
+
+# --- as detections
+
+
+def test_cells_as_detections_are_decoded_in_the_students_pixels():
+    raw = random(2, COUNT, 7)
+    same = teachers("det", teacher(det=raw), as_found=True)(batch()).preds["det"]
+    wide = teachers("det", teacher((48, 80), (16, 32), det=raw), as_found=True)(batch()).preds["det"]
+    assert isinstance(same, Found) and same.boxes.shape[0] == 2
+    scores = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
+    boxes = boxes_of(raw).clamp(min=0).minimum(torch.tensor([40.0, 24, 40, 24]))
+    for i in range(2):
+        cell, kind = (scores[i] > 0.01).nonzero(as_tuple=True)
+        keep = batched_nms(boxes[i, cell], scores[i, cell, kind], kind, 0.6)
+        keep = keep[(boxes[i, cell][keep, 2:] > boxes[i, cell][keep, :2]).all(1)]  # the others lie outside the image
+        there = same.classes[i] >= 0
+        assert torch.allclose(same.scores[i][there], scores[i, cell, kind][keep])
+        assert torch.allclose(same.boxes[i][there], boxes[i, cell][keep]) and torch.equal(same.classes[i][there], kind[keep])
+        assert same.scores[i][~there].eq(0).all()
+    assert torch.allclose(wide.scores, same.scores, atol=1e-6) and torch.allclose(wide.boxes, same.boxes, atol=1e-3)
+
+
+def test_finished_detections_are_moved_to_the_students_classes_and_pixels():
+    said = found((8, 8, 24, 16, 0.9, 0), (8, 8, 24, 16, 0.8, 1), (2, 50, 20, 70, 0.7, 0))
+    one = teacher((80, 80), det=said, lessons={"det": Lesson(("dog", "owl"), DET)})
+    view = teachers("det", one, as_found=True)(batch(1))
+    assert view.preds["det"].classes.tolist() == [[1, PAD, PAD]]  # an owl; and a dog in the padding below 48
+    assert view.preds["det"].boxes[0, 0].tolist() == [4, 4, 12, 8]
+    assert view.preds["det"].scores[0].tolist() == pytest.approx([0.9, 0, 0]) and not view.silent
+
+
+def test_no_detections_at_all():
+    raw = torch.full((2, COUNT, 7), -30.0)
+    view = teachers("det", teacher(det=raw), as_found=True)(batch())
+    assert view.preds["det"].boxes.shape == (2, 0, 4) and view.preds["det"].classes.shape == (2, 0)
+    assert torch.equal(view.of(torch.tensor([1])).preds["det"].scores, torch.zeros(1, 0))
+
+
+def test_padding_by_hand():
+    one = Detections(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([0.5]), torch.tensor([1]))
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    said = padded([none, one])
+    assert said.boxes.tolist() == [[[0, 0, 0, 0]], [[1, 2, 3, 4]]]
+    assert said.scores.tolist() == [[0], [0.5]] and said.classes.tolist() == [[PAD], [1]]
+
+
+# --- several
+
+
+def test_several_identical_teachers_say_what_one_says():
+    seg, det = random(2, 3, 3, 5), random(2, COUNT, 7, seed=1)
+    for task, raw in (("seg", seg), ("det", det)):
+        one = teachers(task, teacher(**{task: raw}))(batch())
+        three = teachers(task, *(teacher(**{task: raw}) for _ in range(3)))(batch())
+        assert three.silent == {}
+        own, other = one.preds[task], three.preds[task]
+        own, other = (own.softmax(1), other.softmax(1)) if task == "seg" else (own, other)
+        assert torch.allclose(own, other, atol=1e-3)
+    # separate objects, so that nothing is merged
+    said = found((0, 0, 8, 8, 0.9, 0), (16, 0, 24, 8, 0.8, 1))
+    three = teachers("det", *(teacher(det=said) for _ in range(3)), as_found=True)(batch(1)).preds["det"]
+    assert all(torch.allclose(a.float(), b.float(), atol=1e-3) for a, b in zip(three, said, strict=True))
+
+
+def test_one_is_silent_and_the_other_is_not():
+    first, second = random(1, 3, 3, 5), random(1, 3, 3, 5, seed=1)
+    lesson = Lesson(("road", "car", "sky"), SEG)
+    both = teachers("seg", teacher(seg=first, lessons={"seg": lesson}), teacher(seg=second))
+    view = both(batch(1))
+    quiet = first.argmax(1) == 2
+    assert quiet.any() and not quiet.all() and not view.silent["seg"].any() and both.known("seg") == (0, 1, 2)
+    alone = second.softmax(1).movedim(1, -1)[quiet]
+    assert torch.allclose(view.preds["seg"].softmax(1).movedim(1, -1)[quiet], alone, atol=1e-5)
+    p = first[:, :2].softmax(1)
+    mean = torch.stack([p[:, 0] + second.softmax(1)[:, 0], p[:, 1] + second.softmax(1)[:, 1], 2 * second.softmax(1)[:, 2]], 1)
+    mean = mean / mean.sum(1, keepdim=True)
+    assert torch.allclose(view.preds["seg"].softmax(1).movedim(1, -1)[~quiet], mean.movedim(1, -1)[~quiet], atol=1e-5)
+
+
+def test_teachers_of_other_classes_and_sizes_speak_together_of_cells():
+    cat, dog = torch.full((1, COUNT, 6), -8.0), torch.full((1, COUNT, 6), -8.0)
+    for raw, at in ((cat, 3), (dog, 9)):
+        raw[..., :4] = 0
+        raw[0, at, 4:] = 3.0
+    members = (
+        teacher(det=cat, lessons={"det": Lesson(("cat",), DET)}),
+        teacher((48, 80), (16, 32), det=dog, lessons={"det": Lesson(("dog",), DET)}),
+    )
+    both = teachers("det", *members)
+    view = both(batch(1))
+    assert both.known("det") == (0, 1)
+    p = 1 / (1 + math.exp(-3))
+    score = view.preds["det"][..., 4:5].sigmoid() * view.preds["det"][..., 5:].sigmoid()
+    assert score[0, 3].tolist() == pytest.approx([p * p, 0], abs=1e-3)
+    assert score[0, 9].tolist() == pytest.approx([0, p * p], abs=1e-3)
+    assert (score > 0.01).sum() == 2
+    found_by_both = teachers("det", *members, as_found=True)(batch(1)).preds["det"]
+    assert found_by_both.scores[0, :2].tolist() == pytest.approx([p * p, p * p], abs=1e-3)
+    assert sorted(found_by_both.classes[0, :2].tolist()) == [0, 1]
+
+
+# --- taps
+
+
+def test_taps_have_the_teachers_name_where_there_are_several():
+    a, b = teacher(det=random(1, COUNT, 7), taps=["tapped"]), teacher((48, 80), (16, 32), det=random(1, COUNT, 7), taps=["tapped"])
+    one, two = teachers("det", a), teachers("det", a, b)
+    assert set(one(batch(1)).taps) == {"tapped"} and one.tap("tapped") == (a, "tapped")
+    view = two(batch(1))
+    assert {k: tuple(t.shape[2:]) for k, t in view.taps.items()} == {"t0:tapped": SIZE, "t1:tapped": (48, 80)}
+    assert two.tap("t1:tapped") == (b, "tapped") and two.tap_name("t0", "x") == "t0:x" and one.tap_name("t0", "x") == "x"
+    assert not any(t.requires_grad for t in view.taps.values())
+
+
+def test_which_predictions_have_places():
+    dense = Dense(random(1, 4, 4), random(1, 4, 2))
+    assert has_places(random(1, COUNT, 7)) and not has_places(dense) and not has_places(found((0, 0, 1, 1, 0.5, 0)))
+    assert has_places(dense._replace(places=random(4, 2), strides=torch.ones(4)))
