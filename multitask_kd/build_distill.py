@@ -166,7 +166,9 @@ def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) ->
             sides[name] = ("teacher", member.net, list(member.tapped.paths), teachers.sights[name].own)
     found: Shapes = {}
     overwritten: dict[str, set[str]] = {name: set() for name in sides}
-    for name, (side, model, paths, size) in sides.items() if config.distill else ():
+    for name, (side, model, paths, size) in sides.items():
+        if not paths:
+            continue
         tapped = Tapped(model, paths)
         with tapped as taps:
             show_nothing(model, size, side)

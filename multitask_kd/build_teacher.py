@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batch import Dense, Found, View
 from .build_distill import compared_heads, show_nothing, teacher_taps
 from .build_net import check_classes, from_checkpoint
 from .checkpoint import load as load_checkpoint
@@ -24,12 +26,14 @@ from .losses.base import LOSSES
 from .models.multitask import MultiTaskNet
 from .precision import resolve_amp
 from .registry import check_options
+from .sources import files
 from .sources.base import SOURCES, Source
 from .sources.reading import IMAGENET, OUTPUTS, Foreign
 from .tasks.base import TASKS, Task
 
 log = logging.getLogger(__name__)
 
+_LIKE_OURS = ("torch", "legacy", "pickle", "broken zip")  # kinds of file that a checkpoint, or what was one, may seem to be
 OWN = ("checkpoint", "ema", "self")  # sources that need no file of SOURCES
 
 
@@ -47,9 +51,12 @@ def check_teachers(config: Config) -> None:
             raise UserError(f"{place}.path: the source '{section.source}' needs one")
         if section.path is not None and not (kind.reads_file or kind.optional_path):
             raise UserError(f"{place}.path: the source '{section.source}' reads no file; leave it out")
+        if section.trust_pickle and not kind.may_trust:
+            raise UserError(f"{place}.trust_pickle: the source '{section.source}' never runs code from a file; leave it out")
+        for key in ("classes", "outputs"):
+            if unknown := [task for task in getattr(section, key) if task not in OUTPUTS]:
+                raise UserError(f"{place}.{key}.{unknown[0]}: there is no such task; {did_you_mean(unknown[0], OUTPUTS)}")
         for task, options in section.outputs.items():
-            if task not in OUTPUTS:
-                raise UserError(f"{place}.outputs.{task}: {did_you_mean(task, OUTPUTS)}")
             check_options(OUTPUTS[task], options, f"{place}.outputs.{task}")
             told(f"{place}.outputs.{task}", OUTPUTS[task], **options)
         for name, term in config.distill.items():
@@ -65,6 +72,8 @@ def read_teachers(config: Config) -> Loaded:
     found: Loaded = {}
     for place, section in config.named_teachers.items():
         if section.source == "checkpoint":
+            if Path(section.path).is_file():  # else, and where it is damaged, the next line tells
+                _at(place, files.expect, section.path, *_LIKE_OURS, for_what="checkpoint of ours")
             found[place] = load_checkpoint(section.path, f"{place}.path")
         elif section.source not in OWN:
             found[place] = _source(section, place)
@@ -142,11 +151,13 @@ def _foreign(
     """A network that is no checkpoint of ours, and its classes by task."""
     net = _at(place, source.load, on)
     theirs = {name: tuple(names) for name, names in {**source.classes, **section.classes}.items() if name in parts}
-    wanted = section.tasks or tuple(theirs)
-    if lacking := [name for name in wanted if name not in theirs]:
-        raise UserError(f"{place}.classes: needs {lacking[0]}, its class names in the network's order")
-    if not theirs:
+    wanted = tuple(theirs) if section.tasks is None else section.tasks
+    if lacking := [name for name in (*wanted, *section.outputs) if name not in theirs and name in parts]:
+        raise UserError(f"{place}.classes.{lacking[0]}: the class names of '{lacking[0]}', in the network's order, are needed")
+    if not wanted and section.tasks is None and not teacher_taps(config, place):
         raise UserError(f"{place}.classes: the class names of {' or '.join(parts)}, in the network's order, are needed")
+    if source.normalises and _normalised_twice(section):
+        raise UserError(f"{place}.input: this network scales and normalises by itself; leave mean, std and scale out")
     outputs = {}
     for name in wanted:
         options = dict(section.outputs.get(name, {}))
@@ -174,6 +185,11 @@ def _foreign(
     return wrapped, {name: theirs[name] for name in outputs}
 
 
+def _normalised_twice(section: Section) -> bool:
+    given = section.input
+    return given.scale != 1 or bool(set(given.mean or ()) - {0.0} or set(given.std or ()) - {1.0})
+
+
 def _own_strides(output: Any, part: Task) -> tuple[int, ...]:
     return getattr(output, "strides", None) or part.strides
 
@@ -195,6 +211,7 @@ def _lessons(
     for name, names in theirs.items():
         if name not in parts or (section.tasks is not None and name not in section.tasks):
             continue
+        _check_names(place, section, name, names, parts[name].classes)
         try:
             found[name] = Lesson(names, parts[name].classes, section.map.get(name))
         except ValueError as error:
@@ -204,13 +221,28 @@ def _lessons(
                 or (config.tasks[name].taught and len(config.named_teachers) == 1)
             )
             if asked:
-                raise UserError(
-                    f"{place}{f'.map.{name}' if name in section.map else ''}: {error}; see {place}.map.{name}"
-                ) from None
+                where = f".map.{name}" if name in section.map else f".classes.{name}" if name in section.classes else ""
+                hint = "" if name in section.map else f"; say which is which in {place}.map.{name}"
+                raise UserError(f"{place}{where}: {error}{hint}") from None
     for name in section.tasks or ():
         if name not in found:
             raise UserError(f"{place}.tasks: the teacher has no '{name}'; it has {', '.join(theirs)}")
     return found
+
+
+def _check_names(place: str, section: Section, task: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Raise UserError for a name in ``map`` that is no class, and for two classes of one name that is the student's."""
+    names = section.map.get(task, {})
+    for their, our in names.items():
+        if their not in theirs:
+            turned = f"; the teacher's name comes first, as in {our}: {their}" if their in ours and our in theirs else ""
+            raise UserError(
+                f"{place}.map.{task}.{their}: the teacher has no class '{their}'{turned or '; ' + did_you_mean(their, theirs)}"
+            )
+        if our is not None and our not in ours:
+            raise UserError(f"{place}.map.{task}.{their}: the student has no class '{our}'; {did_you_mean(our, ours)}")
+    if twice := [n for k, n in enumerate(theirs) if n in theirs[:k] and n in ours and n not in names]:
+        raise UserError(f"{place}.classes.{task}: '{twice[0]}' is there twice; a network's classes have names of their own")
 
 
 def _compared_heads_agree(
@@ -227,7 +259,13 @@ def _subjects(config: Config, members: Mapping[str, Teacher], parts: Mapping[str
     for name in (name for name, task in config.tasks.items() if task.taught):
         who = [member for member, teacher in members.items() if name in teacher.tasks]
         if not who:
-            raise UserError(f"tasks.{name}.alpha: it is above 0, but no teacher knows '{name}'; set it to 0, or add a teacher")
+            left_out = [p for p, t in config.named_teachers.items() if t.tasks is not None and name not in t.tasks]
+            nameless = [p for p, t in config.named_teachers.items() if t.source in SOURCES.names() and name not in t.classes]
+            more = f", or name its classes in {nameless[0]}.classes.{name}" if nameless else ""
+            more = f", or add it to {left_out[0]}.tasks" if left_out else more
+            raise UserError(
+                f"tasks.{name}.alpha: it is above 0, but no teacher knows '{name}'; set it to 0, or add a teacher{more}"
+            )
         as_found = LOSSES.get(config.tasks[name].soft.loss, f"tasks.{name}.soft.loss").takes_found
         found[name] = Subject(who, parts[name].strides, as_found)
     used = {member for subject in found.values() for member in subject.teachers}
@@ -238,7 +276,7 @@ def _subjects(config: Config, members: Mapping[str, Teacher], parts: Mapping[str
 
 
 def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: torch.device) -> None:
-    """One black image through every teacher: what it returns is what was said of it."""
+    """An image or two through every teacher: what it returns is what was said of it."""
     for name, member in teachers.members.items():
         place = next(p for p in config.named_teachers if p.removeprefix("teachers.") == name)
         size = teachers.sights[name].own
@@ -248,20 +286,76 @@ def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: to
             )
             view = member(torch.zeros(1, 3, *size, device=on))
         else:
-            view = told(f"{place}.outputs", member, torch.zeros(1, 3, *size, device=on))
+            view = _shown(place, member, size, on)
         for task, subject in teachers.subjects.items():
             if name not in subject.teachers:
                 continue
-            if task == "det" and not subject.as_found and not has_places(view.preds[task]):
-                raise UserError(
-                    f"tasks.{task}.soft.loss: {place} says finished detections, not what it thinks of each place; use det_boxes"
+            said = view.preds[task]
+            if task == "det" and not subject.as_found and not has_places(said):
+                what = (
+                    f"{place} predicts at places that are not known: give {place}.outputs.det.strides, and anchors; or"
+                    if isinstance(said, Dense)
+                    else f"{place} says finished detections, not what it thinks of each place;"
                 )
+                raise UserError(f"tasks.{task}.soft.loss: {what} use det_boxes")
             if len(member.known(task)) < len(parts[task].classes):
-                lesson = member.lessons[task]
-                unknown = ", ".join(c for i, c in enumerate(parts[task].classes) if i not in lesson.known)
-                extra = f"; it has {', '.join(lesson.theirs[i] for i in lesson.extra)} besides" if lesson.extra else ""
-                log.warning("%s does not know %s of '%s': left to the labels%s", place, unknown, task, extra)
+                log.warning("%s %s", place, _unknown_classes(place, task, member.lessons[task]))
     _through_fits(config, teachers, parts)
+
+
+def _shown(place: str, member: Teacher, size: Sequence[int], on: torch.device) -> View:
+    """What a foreign network says of two images, one black, one of all brightnesses. Raises UserError where it cannot be so."""
+    images = torch.stack([torch.zeros(3, *size), torch.linspace(0, 1, 3 * size[0] * size[1]).view(3, *size)]).to(on)
+    try:
+        with torch.no_grad(), torch.autocast(on.type, member.amp, enabled=member.amp is not None):
+            for task, said in member.net(images).preds.items():
+                _check_range(f"{place}.outputs.{task}", member.net.outputs[task], said)
+        return member(images)
+    except UserError as error:  # of a source: begins with its key
+        text = str(error)
+        raise UserError(text if text.startswith(place) else f"{place}.{text}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the network does
+        task, colon, what = str(error).partition(": ")
+        if isinstance(error, ValueError) and colon and task in OUTPUTS:
+            raise UserError(f"{place}.outputs.{task}: {what}") from None
+        raise UserError(
+            f"{place}.path: the network fails on images of {size[0]} x {size[1]} (height x width; {files.first_line(error)}); "
+            f"is {place}.input.size a size that it takes?"
+        ) from error
+
+
+def _check_range(where: str, output: Any, said: Any) -> None:
+    """Raise UserError for probabilities that are called logits, and the other way round."""
+    if isinstance(said, Tensor) and said.dim() == 4:
+        said = said.float()
+        likely = bool((said >= 0).all()) and bool(((said.sum(1) - 1).abs() < 1e-3).all())
+        if output.form == "logits" and said.shape[1] > 1 and likely:
+            raise UserError(f"{where}.form: the network's values are probabilities, which add up to 1; set it to probability")
+        if output.form == "probability" and bool((said > 1e-3).any()):  # logarithms here
+            raise UserError(f"{where}.form: the network's values reach {float(said.max().exp()):.3g}, so they are no probabilities")
+    elif isinstance(said, (Dense, Found)) and said.scores.numel():
+        low, high = float(said.scores.min()), float(said.scores.max())
+        if low < -1e-3 or high > 1 + 1e-3:
+            way = "; set scores to logit" if isinstance(said, Dense) else ""
+            raise UserError(f"{where}: the network's scores go from {low:.3g} to {high:.3g}, so they are no probabilities{way}")
+
+
+def _unknown_classes(place: str, task: str, lesson: Lesson) -> str:
+    """Which of the student's classes a teacher does not know, and whether one of its own looks like one of them."""
+    unknown = [c for i, c in enumerate(lesson.ours) if i not in lesson.known]
+    extra = [lesson.theirs[i] for i in lesson.extra]
+    text = f"does not know {', '.join(unknown)} of '{task}': left to the labels"
+    text += f"; it has {', '.join(extra)} besides" if extra else ""
+    plain = {_plain(name): name for name in unknown}
+    near = [(name, difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.8)) for name in extra]
+    same = ", ".join(f"{name}: {plain[found[0]]}" for name, found in near if found)
+    return text + (f". If they are the same, write {place}.map.{task} {{{same}}}" if same else "")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", " ").replace("-", " ")
 
 
 def _through_fits(config: Config, teachers: Teachers, parts: Mapping[str, Task]) -> None:

@@ -394,20 +394,52 @@ class Term(Section):
         return self.student.removeprefix("heads.") if same else None
 
 
+def _without_null(terms: Any) -> Any:
+    return {k: v for k, v in terms.items() if v is not None} if isinstance(terms, dict) else {} if terms is None else terms
+
+
+Side = Annotated[int, Field(ge=16, strict=True)]
+
+
 class TeacherInput(Section):
     """What a teacher expects of an image. A checkpoint of ours knows all of it but the size that it is to see."""
 
-    size: tuple[Count, Count] | None = None
-    """Height and width in pixels; null: `data.input_size`. Images are letterboxed to it; where it is larger than the student's, the
-    teacher sees each image of a batch at its own resolution, moved and coloured as the student's."""
+    size: tuple[Side, Side] | None = None
+    """Height and width in pixels, at least 16; null: `data.input_size`. Images are letterboxed to it; where it is larger than the
+    student's, the teacher sees each image of a batch at its own resolution, moved and coloured as the student's."""
     scale: Positive = 1.0
     """The largest value of a pixel as the network knows it: 1 or 255."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[Number, Number, Number] | None = None
     """Mean of red, green, blue in that range; null: what the source knows, else ImageNet's (0.485, 0.456, 0.406 times scale)."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation, likewise; null: what the source knows, else ImageNet's (0.229, 0.224, 0.225 times scale)."""
     order: Literal["rgb", "bgr"] = "rgb"
     """Order of the colours."""
+
+    @model_validator(mode="after")
+    def _of_one_range(self) -> TeacherInput:
+        if (self.mean is None) != (self.std is None):
+            given, other = ("mean", "std") if self.std is None else ("std", "mean")
+            raise ValueError(f"{other}: {given} is given; give both, in the range of scale")
+        for key in ("mean", "std"):
+            values, pixels = list(getattr(self, key) or ()), f"pixels of 0 to {self.scale:g}"
+            if any(abs(v) > self.scale for v in values):
+                raise ValueError(f"{key}: {values} does not fit {pixels}; is scale {'255' if self.scale == 1 else 'right'}?")
+            if self.scale >= 100 and any(0 < abs(v) < 1 for v in values):
+                raise ValueError(f"{key}: {values} is of pixels of 0 to 1, not {pixels}; give mean and std in the range of scale")
+        return self
+
+
+def _names_by_task(value: Any) -> Any:
+    """Class names of a teacher as YAML has them. Raises ValueError for what is no list of names, once a task."""
+    if not isinstance(value, dict):
+        return value
+    for task, names in value.items():
+        if not isinstance(names, (list, tuple)) or not names:
+            raise ValueError(f"{task}: a list of class names, in the network's order, is needed, not {names!r}")
+        if odd := [n for n in names if not isinstance(n, str)]:
+            raise ValueError(f"{task}: {odd[0]!r} is no name; write names, in quotes where YAML takes them for something else")
+    return value
 
 
 class Teacher(Section):
@@ -425,15 +457,17 @@ class Teacher(Section):
     tasks: tuple[str, ...] | None = None
     """What it teaches; null: every task with an alpha above 0 that it knows."""
     input: TeacherInput = TeacherInput()
-    classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    classes: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_names_by_task), BeforeValidator(_without_null)] = Field(
+        default_factory=dict
+    )
     """By task: its class names in its order; needed unless the source knows them. They meet the student's by name."""
-    map: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    map: Annotated[dict[str, dict[str, str | None]], BeforeValidator(_without_null)] = Field(default_factory=dict)
     """By task: its class names -> the student's, where they differ; several may become one, null leaves a class out."""
-    outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    outputs: Annotated[dict[str, dict[str, Any]], BeforeValidator(_without_null)] = Field(default_factory=dict)
     """By task: where in what the network returns its prediction is, and in which form; null: seen from the shape."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward; auto: bf16 where the hardware multiplies it natively, else none."""
-    floor: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=dict)
+    floor: Annotated[dict[str, Annotated[float, Field(ge=0, le=100)]], BeforeValidator(_without_null)] = Field(default_factory=dict)
     """By task: the least main metric (mIoU, mAP, in percent) on `check_images` validation images; a worse teacher stops the run."""
     check_images: Count = 32
     """Validation images on which the check before a run measures the teacher."""
@@ -525,8 +559,12 @@ class Eval(Section):
     """Validation images drawn in TensorBoard: truth, teacher, student."""
 
 
-def _without_null(terms: Any) -> Any:
-    return {k: v for k, v in terms.items() if v is not None} if isinstance(terms, dict) else {} if terms is None else terms
+def _named_sections(teachers: Any) -> Any:
+    """Without those that are null. Raises ValueError for a teacher where a mapping of them is needed."""
+    teachers = _without_null(teachers)
+    if isinstance(teachers, dict) and any(isinstance(teachers.get(key), str) for key in ("source", "path")):
+        raise ValueError("every teacher has a name of your choice before its keys, as in teachers.a.path; use teacher for one")
+    return teachers
 
 
 def _without_null_tasks(tasks: Any) -> Any:
@@ -549,7 +587,7 @@ class Config(Section):
     balance: Balance = Balance()
     teacher: Teacher | None = None
     """Needed where an alpha is above 0 or `distill` has a term; never loaded otherwise."""
-    teachers: Annotated[dict[str, Teacher], BeforeValidator(_without_null)] = Field(default_factory=dict)
+    teachers: Annotated[dict[str, Teacher], BeforeValidator(_named_sections)] = Field(default_factory=dict)
     """By a name of your choice: several teachers instead of the one, for a task each or for the same task (averaged)."""
     train: Train = Train()
     eval: Eval = Eval()
@@ -602,7 +640,7 @@ class Config(Section):
             if own := [n for n, t in self.distill.items() if t.teacher in (None, t.student)]:
                 raise ValueError(f"distill.{own[0]}.teacher: with teacher.source self, name another module of the student")
         for name, term in self.distill.items():
-            if (term.of is None) == (len(self.teachers) > 1) or (term.of and term.of not in self.teachers):
+            if (len(self.teachers) > 1) if term.of is None else (term.of not in self.teachers):
                 known = did_you_mean(term.of or "", self.teachers) if self.teachers else "there is only one; leave it out"
                 raise ValueError(
                     f"distill.{name}.of: " + (f"no teacher '{term.of}'; {known}" if term.of else f"which teacher? {known}")
@@ -620,6 +658,9 @@ class Config(Section):
         for key in ("floor", "tasks", "map"):
             if unknown := set(getattr(teacher, key) or ()) - set(self.tasks):
                 raise ValueError(f"{place}.{key}.{min(unknown)}: there is no such task; {did_you_mean(min(unknown), self.tasks)}")
+        for key in ("floor", "map", "outputs"):
+            if unused := [name for name in getattr(teacher, key) if teacher.tasks is not None and name not in teacher.tasks]:
+                raise ValueError(f"{place}.{key}.{unused[0]}: {place}.tasks leaves '{unused[0]}' out; change one of them")
         if teacher.floor and teacher.is_own:
             raise ValueError(f"{place}.floor: the source '{teacher.source}' has nothing to measure before training; leave it out")
         if teacher.floor and not self.train.check:
@@ -815,9 +856,15 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = error["input"].get("schedule", "") if isinstance(error["input"], dict) else ""
         return f"{where + '.' if where else ''}schedule: unknown schedule '{given}'; {did_you_mean(given, SCHEDULES)}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = _plain(error["msg"].removeprefix("Value error, "))
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
     return f"{where}: {message}{given}" if where else message
+
+
+def _plain(message: str) -> str:
+    """What pydantic says of Python's types in the words of YAML."""
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of keys", message)
+    return message.replace("a valid tuple", "a list").replace("a valid list", "a list")
 
 
 def _known_keys(place: list[str], root: type[Section]) -> list[str]:

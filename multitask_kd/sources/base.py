@@ -29,6 +29,7 @@ class Source:
     reads_file: bool = True  # whether ``path`` is needed
     optional_path: bool = False  # whether ``path`` may be given though it is not needed
     tappable: bool = True  # whether the modules inside can be tapped by forward hooks
+    may_trust: bool = False  # whether ``trust_pickle`` changes anything
     normalises: bool = False  # whether the network normalises RGB in [0,1] itself, so that mean and std are not applied for it
 
     def __init__(self, path: str | None, trust_pickle: bool):

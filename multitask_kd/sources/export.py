@@ -32,6 +32,7 @@ class Export(Source):
     """
 
     tappable = False
+    may_trust = True
 
     def load(self, device: torch.device) -> nn.Module:
         files.expect(self.path, "export", for_what="program of torch.export")

@@ -56,6 +56,8 @@ def kind_of(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         return "folder"
+    if path.exists() and not path.is_file():
+        raise UserError(f"path: {path} is no file but a device or a pipe; give the path of the teacher's file")
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -122,6 +124,9 @@ def first_line(error: BaseException) -> str:
 def plain(path: str) -> Any:
     """What torch.save or safetensors wrote, on the CPU, as plain data: code in it is refused, never run. Raises UserError."""
     kind = expect(path, "torch", "legacy", "safetensors", for_what="file of weights")
+    if kind == "torch":
+        with zipfile.ZipFile(path) as archive:
+            _check_unpacked(path, archive)
     try:
         if kind == "safetensors":
             from safetensors.torch import load_file  # comes with segmentation-models-pytorch
@@ -178,7 +183,7 @@ def at_key(content: Any, path: str, key: str) -> Any:
     """``content[key]``; where that is not there, ``content[a][b]`` for a key ``a.b``. Raises UserError with the nearest key."""
     if isinstance(content, Mapping) and key in content:
         return content[key]
-    for part in key.split("."):
+    for part in str(key).split("."):
         if not isinstance(content, Mapping) or part not in content:
             hint = did_you_mean(part, content) if isinstance(content, Mapping) else f"it holds {_described(content)}"
             raise UserError(f"options.key: {path} has no '{key}'; {hint}")
@@ -236,10 +241,21 @@ def _without_prefixes(state: State, own: State) -> State:
             best = state
 
 
+def _check_unpacked(path: str | Path, archive: zipfile.ZipFile) -> None:
+    """Raise UserError where an archive would take far more memory than disk; torch writes them uncompressed."""
+    size, unpacked = Path(path).stat().st_size, sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 4 * size + 2**20:
+        raise UserError(
+            f"path: {path} has {size / 2**20:.1f} MB, but would be {unpacked / 2**20:.0f} MB unpacked, which no exporter writes; "
+            "it was tampered with"
+        )
+
+
 def repack(path: str) -> dict[str, bytes]:
     """The members of a zip, without the folder at the top. Raises UserError where it is damaged or has a name twice."""
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_unpacked(path, archive)
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
             tops = {name.partition("/")[0] for name in names}
             cut = len(f"{tops.pop()}/") if len(tops) == 1 else 0

@@ -62,9 +62,9 @@ def _why(error: str, kind: str) -> str:
         return "has operators that onnxruntime does not know; export it with operators of the ONNX standard"
     if "opset" in error.lower() or "IR version" in error:
         return "needs a newer onnxruntime"
-    return (
-        "is no ONNX model: " + " ".join(files.KINDS[kind][:1]) if kind != "onnx" else "cannot be loaded; it is damaged or truncated"
-    )
+    if kind != "onnx":
+        return f"is no ONNX model: it seems to be {files.KINDS[kind][0]}"
+    return "cannot be loaded; it is damaged or truncated"
 
 
 class _Session(nn.Module):
@@ -111,7 +111,7 @@ def check_size(images: Tensor, size: Any, path: str) -> None:
     if any(isinstance(want, int) and want > 0 and want != have for want, have in zip(size, images.shape[2:], strict=True)):
         raise UserError(
             f"path: {path} was exported for images of {' x '.join(map(str, size))} (height x width), not "
-            f"{images.shape[2]} x {images.shape[3]}; set the size of the images to it or export it with free sides"
+            f"{images.shape[2]} x {images.shape[3]}; set input.size to that, or export it with free sides"
         )
 
 

@@ -24,6 +24,8 @@ class Pickle(Source):
     Half-precision weights become float32.
     """
 
+    may_trust = True
+
     def __init__(self, path: str | None, trust_pickle: bool, *, key: str | None = None):
         super().__init__(path, trust_pickle)
         self.key = key

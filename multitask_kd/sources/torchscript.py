@@ -26,6 +26,7 @@ class TorchScript(Source):
     """
 
     tappable = False
+    may_trust = True
 
     def load(self, device: torch.device) -> nn.Module:
         files.expect(self.path, "torchscript", for_what="TorchScript archive")
