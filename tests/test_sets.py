@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
@@ -20,8 +20,6 @@ from multitask_kd.data.sets import Draw, Member, Sets, pools, shared_out
 from multitask_kd.data.transforms import TrainTransform
 from multitask_kd.engine import train as loop
 from multitask_kd.engine.data_report import layouts_of
-from multitask_kd.engine.evaluate import evaluate
-from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
 from multitask_kd.registry import options_of
 
@@ -261,7 +259,8 @@ def test_the_first_images_are_of_every_set():
         (7, [1, 1], [4, 3]),  # 3.5 each: the earlier
         (16, [2, 1, 1], [8, 4, 4]),
         (10, [1, 1, 1], [4, 3, 3]),
-        (8, [3, 2, 2], [3, 3, 2]),  # 3.43, 2.29, 2.29: the largest remainder, .43, of the first is more than .29
+        (8, [3, 2, 2], [4, 2, 2]),  # 3.43, 2.29, 2.29: the largest remainder
+        (9, [3, 2, 2], [4, 3, 2]),  # 3.86, 2.57, 2.57
         (4, [1, 100], [1, 3]),  # .04 is one all the same
         (4, [1, 1, 1, 97], [1, 1, 1, 1]),
         (5, [1, 1, 1, 97], [1, 1, 1, 2]),
@@ -270,8 +269,6 @@ def test_the_first_images_are_of_every_set():
     ],
 )
 def test_places_by_weight(places, weights, expected):
-    if weights == [3, 2, 2]:
-        expected = [4, 2, 2]
     assert shared_out(places, weights) == expected
 
 
@@ -316,7 +313,7 @@ def test_numbers_that_cannot_be_met(three):
     assert said.startswith("data.train.b.labelled: 7 labelled images asked for, but the training set has 6")
     assert said.endswith("; this is the set 'b' with its 3 of 8 places")
     said = said_of(drawn, three, batch_size=3, b=Draw(1.0, 2))
-    assert "no place for unlabelled images; change it or train.batch_size; this is the set 'b' with its 1 of 3 places" in said
+    assert "no place for labelled images; change it or train.batch_size; this is the set 'b' with its 1 of 3 places" in said
     assert said_of(drawn, sets_of(a=Pictures(count=3)), a=Draw(1.0, 4)).endswith("but the training set has 3")
     bare = sets_of(a=Pictures(), b=Pictures(det=()))
     assert "no labels for a task of this run" in said_of(drawn, sets_of(b=Pictures(det=())), tasks=["det"], unlabelled=False)
@@ -491,8 +488,8 @@ def test_dump_and_load_give_the_same_sets(written, tmp_path):
 
 
 def test_base_files(written, tmp_path):
-    def top(train):
-        (tmp_path / "top.yaml").write_text(yaml.safe_dump({"base": "x.yaml", "data": {"train": train}}), encoding="utf-8")
+    def top(given):
+        (tmp_path / "top.yaml").write_text(yaml.safe_dump({"base": "x.yaml", "data": {"train": given}}), encoding="utf-8")
         return configs.load(tmp_path / "top.yaml").data
 
     assert list(top([scenes("r", name="only")]).sets("train")) == ["only"]  # a list replaces a list
@@ -680,7 +677,175 @@ def test_the_larger_view_is_the_same_picture(smooth, change):
                 own = np.ascontiguousarray(image.permute(1, 2, 0).numpy()).astype(float)
                 shrunk = cv2.resize(np.ascontiguousarray(view.permute(1, 2, 0).numpy()), SIZE[::-1], interpolation=cv2.INTER_AREA)
                 seen.append((np.abs(shrunk - own).mean(), np.abs(shrunk[:, ::-1] - own).mean(), own))
-    # 2.5 of 255 levels: resampling, and where a border is grey within one pixel; a picture that moved otherwise is off by far more
-    assert max(same for same, _, _ in seen) < 2.5 < 20 < min(other for _, other, _ in seen)
+    # 2.5 of 255 levels: resampling, and where a border is grey within one pixel. A shift is in whole pixels of each size, so that
+    # the two may be a pixel of the smaller apart: 5. A picture that moved otherwise is off by far more.
+    assert max(same for same, _, _ in seen) < (5 if "translate" in change else 2.5)
+    assert min(other for _, other, _ in seen) > 20
     apart = max(np.abs(a - b).mean() for _, _, a in seen for _, _, b in seen)
     assert apart > 10 or not change  # and they do move
+
+
+def test_a_teacher_with_a_larger_input_is_shown_the_larger_view(raw, tmp_path, distilled):
+    run = build.recipe(configs.parse(raw(tmp_path / "run", {**distilled, "teacher.input": {"size": [96, 128]}}), "x"))
+    batch = run.first_batch()
+    assert {size: tuple(view.shape) for size, view in batch.views.items()} == {(96, 128): (4, 3, 96, 128)}
+    shrunk = torch.nn.functional.avg_pool2d(batch.to(run.device).views[96, 128], 2)
+    assert (shrunk - batch.to(run.device).images).abs().mean() < 0.02  # the scenes are 48x64: only resampling is between them
+    assert not build.recipe(configs.parse(raw(tmp_path / "run", distilled), "x")).first_batch().views
+
+
+# --- training
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny, distilled, halves):
+    """mixed(folder, changes, sets): a run on boxes alone, masks alone and images without labels, all taught."""
+
+    def make(folder, changes=(), sets=halves):
+        plain = {**distilled, "train.batch_size": 6, "train.log_every": 1, "eval.pictures": 0, "train.check": False}
+        return tiny(folder, {**plain, **dict(changes), "data.train": sets})
+
+    return make
+
+
+@pytest.fixture
+def step(mixed, tmp_path):
+    """A forward pass of the first batch: (run, batch, what the teacher says, losses)."""
+    run, _ = loop.ready(mixed(tmp_path / "run"))
+    run.distiller.train()
+    batch = run.first_batch().to(run.device)
+    view = run.teachers(batch)
+    return run, batch, view, run.distiller(batch, view)
+
+
+def rows_of(batch, low, high):
+    return torch.tensor([row for row, index in enumerate(batch.indices.tolist()) if low <= index < high])
+
+
+def test_hard_losses_are_those_of_the_labelled_images(step):
+    run, batch, _, losses = step
+    preds = run.distiller.said[0]
+    assert batch.targets["det"]["labelled"].tolist() == [True, True, False, False, False, False]
+    assert batch.targets["seg"]["labelled"].tolist() == [False, False, True, True, False, False]
+    for task, rows in (("det", rows_of(batch, 0, 4)), ("seg", rows_of(batch, 4, 8))):
+        assert len(rows) == 2
+        target = {key: value[rows] for key, value in batch.targets[task].items()}
+        alone = run.tasks[task].losses(preds[task][rows], target, SIZE)
+        for name, value in alone.items():
+            assert value > 0
+            torch.testing.assert_close(losses[f"{task}.hard.{name}"].detach(), value)
+    # whatever is predicted on an image without a label changes nothing
+    wrong = {task: pred.clone() for task, pred in preds.items()}
+    wrong["det"][2:] = wrong["seg"][[0, 1, 4, 5]] = 9.0
+    for task in run.tasks:
+        again = run.tasks[task].losses(wrong[task], batch.targets[task], SIZE)
+        for name, value in again.items():
+            torch.testing.assert_close(losses[f"{task}.hard.{name}"].detach(), value)
+
+
+def test_unlabelled_images_give_no_hard_gradient(step):
+    run, batch, view, _ = step
+    run.distiller.eval()  # normalised by running statistics, images do not touch each other
+    labelled = batch.of(torch.arange(4))
+    with_bare, without = run.distiller(batch, view), run.distiller(labelled, view.of(torch.arange(4)))
+    for name in (n for n in with_bare if ".hard." in n):
+        torch.testing.assert_close(with_bare[name], without[name])
+    with_bare = run.distiller(batch, view)
+    (grad,) = torch.autograd.grad(with_bare["seg.hard.ce"] + with_bare["det.hard.box"], run.distiller.shared[-1])
+    assert grad[4:].abs().sum() == 0 < grad[:4].abs().sum()
+
+
+def test_losses_by_set_are_those_of_its_images(step):
+    run, batch, view, losses = step
+    found = loop.by_set(run, batch, view)
+    hard = {
+        name: {k.split("/")[2] for k in found if k.startswith(f"set/{name}/") and ".hard." in k}
+        for name in ("boxes", "masks", "bare")
+    }
+    assert hard == {"boxes": {n for n in losses if n.startswith("det.hard.")}, "masks": {"seg.hard.ce"}, "bare": set()}
+    for name, rows in (("boxes", range(2)), ("masks", range(2, 4)), ("bare", range(4, 6))):
+        rows = torch.tensor(rows)
+        # one set labels a task here: its hard losses are the batch's
+        assert all(found[f"set/{name}/{k}"] == pytest.approx(losses[k].item(), rel=1e-5) for k in hard[name])
+        kl = run.distiller.soft["seg"](run.distiller.said[1]["seg"][rows], view.preds["seg"][rows])
+        assert found[f"set/{name}/seg.soft.kl"] == pytest.approx(kl.item(), rel=1e-5) and kl > 0
+        assert found[f"set/{name}/det.soft.det_mse"] > 0
+    # kl is a mean over pixels: sets of as many images add up to the batch's
+    mean = sum(found[f"set/{name}/seg.soft.kl"] for name in run.train_layout.members) / 3
+    assert mean == pytest.approx(losses["seg.soft.kl"].item(), rel=1e-5)
+    assert run.student.training and all(not isinstance(v, torch.Tensor) for v in found.values())
+
+
+@pytest.fixture(scope="module")
+def trained(mixed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed") / "run"
+    loop.train(mixed(folder, {"train.steps": 4, "train.eval_every": 2, "data.workers": 2, "eval.pictures": 2}))
+    return folder
+
+
+def test_a_run_logs_losses_by_set(trained, read_lines):
+    lines = read_lines(trained, "train")
+    names = [{k for k in line if k.startswith("set/")} for line in lines]
+    assert len(lines) == 4 and all(own == names[0] for own in names)
+    assert {"set/boxes/det.hard.box", "set/masks/seg.hard.ce", "set/bare/seg.soft.kl", "set/bare/det.soft.det_mse"} <= names[0]
+    assert not names[0] & {"set/boxes/seg.hard.ce", "set/masks/det.hard.box", "set/bare/seg.hard.ce", "set/bare/det.hard.box"}
+    for line in lines:  # the meter's mean over the one step since the last line, of the one set with masks
+        assert line["set/masks/seg.hard.ce"] == pytest.approx(line["raw/seg.hard.ce"], rel=1e-5)
+    board = EventAccumulator(str(trained / "tensorboard"))
+    board.Reload()
+    assert names[0] <= set(board.Tags()["scalars"])
+    assert "teacher on unlabelled images/00" in board.Tags()["images"]
+
+
+def test_one_set_has_no_losses_by_set(tiny, tmp_path, read_lines):
+    loop.train(tiny(tmp_path / "run", {"train.steps": 1, "eval.pictures": 0}))
+    assert not [k for line in read_lines(tmp_path / "run", "train") for k in line if k.startswith("set/")]
+
+
+def test_what_a_run_says_of_its_sets(mixed, tmp_path):
+    plain = mixed(tmp_path / "run", {"data.labelled": 0.5})
+    run = build.recipe(plain.model_copy(update={"train": plain.train.model_copy(update={"batch_size": 8})}))
+    assert loop.sets_lines(run) == [
+        "set boxes: 2 with det, 2 without labels; 3 places of every batch",
+        "set masks: 2 with seg, 2 without labels; 3 places of every batch",
+        "set bare: 4 without labels; 2 places of every batch",
+    ]
+
+
+def test_a_resume_is_exact(mixed, trained, tmp_path, same_weights):
+    changes = {"train.steps": 4, "train.eval_every": 2, "data.workers": 0, "eval.pictures": 2}  # and without loader processes
+    assert loop.train(mixed(tmp_path / "run", changes), judge=lambda step, metrics: True) is None
+    torch.manual_seed(99)
+    loop.train(mixed(tmp_path / "run", changes), resume=True)
+    a, b = (checkpoint.load(folder / "last.pt", "x") for folder in (trained, tmp_path / "run"))
+    same_weights(a["model"], b["model"])
+    same_weights(a["resume"]["distiller"], b["resume"]["distiller"])
+    assert a["metrics"] == b["metrics"] and a["labelled_images"] == 8 and a["unlabelled_images"] == 4
+
+
+def test_a_resume_with_other_sets_is_refused(mixed, trained, halves):
+    other = [halves[0] | {"weight": 2}, *halves[1:]]
+    changes = {"train.steps": 4, "train.eval_every": 2, "eval.pictures": 2}
+    assert "data.train was" in said_of(loop.train, mixed(trained, changes, other), resume=True)
+
+
+def test_loader_processes_change_nothing(mixed, tmp_path):
+    run = build.recipe(mixed(tmp_path / "run", {"data.labelled": 0.5, "train.batch_size": 8}))
+    for alone, shared in zip(batches_of(run, 4), batches_of(run, 4, workers=2), strict=True):
+        assert_same(alone, shared)
+
+
+def test_each_task_is_measured_on_the_images_that_have_labels_for_it(tiny, tmp_path, scenes_root):
+    boxes, masks = (scenes(scenes_root, "val", name=n, tasks=[t], part=p) for n, t, p in (("b", "det", "1/3"), ("m", "seg", "2/3")))
+
+    def metrics(val):
+        torch.manual_seed(0)  # the same random network each time
+        run = build.recipe(tiny(tmp_path / "run", {"data.val": val}))
+        return loop.evaluate_run(run, run.student)
+
+    both = metrics([boxes, masks])
+    only_boxes = metrics([boxes, masks | {"part": "3/3"}])
+    only_masks = metrics([boxes | {"part": "3/3"}, masks])
+    whole = metrics([scenes(scenes_root, "val", name="b", part="1/3"), scenes(scenes_root, "val", name="m", tasks=[], part="2/3")])
+    assert both["images"] == 8 and both["seg"]["mIoU"] > 0
+    assert both["det"] == only_boxes["det"] == whole["det"] and both["seg"] == only_masks["seg"] != whole["seg"]
