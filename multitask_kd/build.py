@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ from .batch import Batch
 from .build_distill import build_balance, build_distiller, build_objective, build_soft, show_nothing, soft_loss
 from .build_net import arch, check_classes, from_checkpoint, network, tasks  # noqa: F401  (build is the engine's one door)
 from .build_teacher import build_teachers, check_teachers, read_teachers
-from .config import Config, DataSet
+from .config import SET_KEYS, TRAINING_ONLY, Config, DataSet
 from .data import loader as data_loader
-from .data.base import LAYOUTS, Layout
-from .data.sets import Member, Sets, pools
+from .data.base import LAYOUTS
+from .data.sets import Draw, Member, Sets, pools
 from .data.transforms import TrainTransform
 from .distill.distiller import Distiller
 from .distill.objective import Objective
@@ -40,13 +40,7 @@ def check(config: Config) -> None:
     """Every name and option of the config, before anything is read. Raises UserError naming the key."""
     for split in ("train", "val"):
         for name, section in config.data.sets(split).items():
-            where, options = set_place(config, split, name), dict(section.layout)
-            if not isinstance(options.get("layout"), str):
-                raise UserError(f"{where}: needs layout; known: {', '.join(LAYOUTS.names())}")
-            LAYOUTS.check(options.pop("layout"), options, where)
-            for key, given in (("tasks", section.tasks or ()), ("rename", section.rename)):
-                for task in given:
-                    TASKS.get(task, f"{where}.{key}")
+            _check_set(section, set_place(config, split, name), split)
     check_teachers(config)
     check_encoder(config.model.encoder)
     for name, section in config.tasks.items():
@@ -58,6 +52,17 @@ def check(config: Config) -> None:
     build_balance(config, [])
     if config.distill:
         _check_paths(config)
+
+
+def _check_set(section: DataSet, where: str, split: str) -> None:
+    options = dict(section.layout)
+    kind = options.pop("layout", None)
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: needs layout; known: {', '.join(LAYOUTS.names())}")
+    LAYOUTS.check(kind, options, where, [key for key in SET_KEYS if split == "train" or key not in TRAINING_ONLY])
+    for key, given in (("tasks", section.tasks or ()), ("rename", section.rename)):
+        for task in given:
+            TASKS.get(task, f"{where}.{key}")
 
 
 def _check_task(name: str, section: Any, width: int, strides: Sequence[int]) -> None:
@@ -106,22 +111,20 @@ def set_place(config: Config, split: str, name: str) -> str:
     return f"data.{split}" + (f".{name}" if isinstance(getattr(config.data, split), list) else "")
 
 
-def layout(config: Config, split: str) -> Sets:
-    """The sets of ``data.train`` or ``data.val``, opened. Raises UserError."""
+def layout(config: Config, split: str, order: Mapping[str, Sequence[str]] | None = None) -> Sets:
+    """The sets of ``data.train`` or ``data.val``, opened. Raises UserError.
+
+    order: by task, class names in the order that the sets are to have, where they have the same.
+    """
     sections = config.data.sets(split)
-    opened = {name: _open(section, set_place(config, split, name)) for name, section in sections.items()}
-    members = {name: _set_member(section, opened[name], config) for name, section in sections.items()}
-    try:
-        found = Sets(members, config.data.labelled_seed)
-    except UserError as error:  # begins with the set's name
-        several = isinstance(getattr(config.data, split), list)
-        raise UserError(f"data.{split}." + (str(error) if several else str(error).partition(".")[2])) from None
+    found = Sets({name: _member(section, set_place(config, split, name)) for name, section in sections.items()}, order)
     for fault, count in found.faults.items():
         log.warning("data.%s: %d %s", split, count, fault)
     return found
 
 
-def _open(section: DataSet, where: str) -> Layout:
+def _member(section: DataSet, where: str) -> Member:
+    """A set, opened."""
     options = dict(section.layout)
     kind = LAYOUTS.get(options.pop("layout"), where)
     check_options(kind, options, where)
@@ -131,14 +134,9 @@ def _open(section: DataSet, where: str) -> Layout:
         raise UserError(f"{where}.{error}") from None
     if len(found) == 0:
         raise UserError(f"{where}: the data set has no images")
-    return found
-
-
-def _set_member(section: DataSet, opened: Layout, config: Config) -> Member:
-    known = [task for task in opened.classes if task in TASKS.names()]
-    used = known if section.tasks is None else list(section.tasks)
+    used = [task for task in found.classes if task in TASKS.names()] if section.tasks is None else section.tasks
     k, n = map(int, (section.part or "1/1").split("/"))
-    return Member(opened, used, section.rename, (k, n))
+    return Member(found, where, used, section.rename, (k, n))
 
 
 @dataclass
@@ -173,16 +171,11 @@ class Recipe:
     def _batches(self, start: int, stop: int, workers: int) -> DataLoader:
         config = self.config
         stream = data_loader.BatchStream(self.pools, config.run.seed, start, stop)
-        augment = TrainTransform(config.data.input_size, **config.data.augment.model_dump())
-        options = config.data.augment.model_dump()
-        sharper = [TrainTransform(size, **options) for size in (self.teachers.views() if self.teachers else ())]
+        sizes = [config.data.input_size, *(self.teachers.views() if self.teachers else ())]
+        transform, *views = (TrainTransform(size, **config.data.augment.model_dump()) for size in sizes)
+        skip = config.data.on_error == "skip"
         images = data_loader.TrainSet(
-            self.train_layout,
-            augment,
-            config.run.seed,
-            pools=self.pools,
-            skip_errors=config.data.on_error == "skip",
-            views=sharper,
+            self.train_layout, transform, config.run.seed, pools=self.pools, skip_errors=skip, views=views
         )
         pin = self.device.type == "cuda"
         return data_loader.train_loader(images, stream, list(self.tasks), workers=workers, pin=pin)
@@ -196,12 +189,12 @@ class Recipe:
     def unlabelled(self, count: int) -> list[int]:
         """Training images that lack a label which the teachers give, spread over them."""
         taught = set(self.teachers.subjects) if self.teachers else set()
-        rows = [
-            int(index)
+        lacking = [
+            pool.indices
             for pool in self.pools
-            for index in pool.indices
-            if not pool.labelled or not taught <= set(self.train_layout.labels(self.train_layout.set_of(int(index))))
+            if not pool.labelled or taught - set(self.train_layout.labels(self.train_layout.set_of(pool.indices[0])))
         ]
+        rows = np.concatenate(lacking).tolist() if lacking else []
         places = np.linspace(0, len(rows) - 1, num=min(count, len(rows)), dtype=int)
         return [rows[place] for place in places]
 
@@ -212,9 +205,10 @@ def decode_options(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def val_loader(
-    config: Config, found: Layout, size: Sequence[int], count: int | None, on: torch.device, workers: int | None = None
+    config: Config, found: Sets, size: Sequence[int], count: int | None, on: torch.device, workers: int | None = None
 ) -> DataLoader:
-    images = data_loader.EvalSet(found, tuple(size), count, skip_errors=config.data.on_error == "skip")
+    """The first ``count`` validation images, of each set its share of them; None: all."""
+    images = data_loader.EvalSet(found, tuple(size), found.first(count), skip_errors=config.data.on_error == "skip")
     pin = on.type == "cuda"
     return data_loader.eval_loader(
         images, config.eval.batch_size, workers=config.data.workers if workers is None else workers, pin=pin
@@ -230,9 +224,13 @@ def recipe(config: Config) -> Recipe:
         resolve_amp(section.amp, on, f"{place}.amp")
     loaded = read_teachers(config)  # a missing file is told before data is read
     train_layout = layout(config, "train")
-    val_layout = layout(config, "val")
+    val_layout = layout(config, "val", train_layout.classes)
     plan = arch(config, train_layout.classes)
-    check_classes(train_layout.classes, val_layout.classes, list(config.tasks), "data.val")
+    try:
+        check_classes(train_layout.classes, val_layout.classes, list(config.tasks), "data.val")
+    except UserError as error:
+        renamed = any(section.rename for section in config.data.sets("train").values())
+        raise UserError(f"{error}; rename them as in data.train" if renamed else str(error)) from None
     found = build_pools(config, train_layout)
     net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
     show_nothing(net, config.data.input_size, "network")
@@ -247,14 +245,19 @@ def recipe(config: Config) -> Recipe:
 
 def build_pools(config: Config, found: Sets) -> list[data_loader.Pool]:
     """Which images fill which places of every batch. Raises UserError for images of which nothing would learn."""
-    sections = config.data.sets("train")
+    sections, whole = config.data.sets("train"), config.data.labelled
     bare = [name for name in sections if not set(found.labels(name)) & set(config.tasks)]
+    draws = {}
+    for name, section in sections.items():
+        key = f"{set_place(config, 'train', name)}.labelled"
+        if section.labelled and name in bare:
+            raise UserError(f"{key}: the set has no labels for a task of this run; leave it out")
+        draws[name] = Draw(section.weight, section.labelled, key) if section.labelled else Draw(section.weight, whole)
     made = pools(
         found,
         config.train.batch_size,
         tasks=list(config.tasks),
-        weights={name: section.weight for name, section in sections.items()},
-        labelled={name: section.labelled or config.data.labelled for name, section in sections.items()},
+        draws=draws,
         seed=config.data.labelled_seed,
         unlabelled=config.data.unlabelled,
         share=config.data.labelled_share,

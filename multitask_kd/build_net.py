@@ -37,7 +37,7 @@ def arch(config: Config, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]
     model.pop("weights")
     for task in config.tasks:
         if task not in classes:
-            raise UserError(f"tasks.{task}: the training data has no labels for it; it has {', '.join(classes)}")
+            raise UserError(f"tasks.{task}: the training data has no labels for it; it has {', '.join(classes) or 'none at all'}")
     tasks = {name: {"classes": list(classes[name]), "head": dict(t.head)} for name, t in config.tasks.items()}
     return {**model, "tasks": tasks, "input_size": list(config.data.input_size)}
 

@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .errors import UserError, did_you_mean
 
@@ -91,46 +92,85 @@ class Augment(Section):
         return self
 
 
+def _set_name(text: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*", text):
+        raise ValueError(f"'{text}' is no name; use letters, digits and _, and a letter first")
+    return text
+
+
+def _is_part(value: Any) -> Any:
+    k, _, n = str(value).partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise ValueError(f"{value} is no part; write e.g. 1/2 and 2/2 for the two halves")
+    return value
+
+
 class DataSet(Section):
     """What may stand beside `layout` and its options in every set of `data.train` and `data.val`."""
 
-    name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
-    """What the set is called in logs, curves and overrides (`data.train.<name>.weight=2`); null: its layout and place."""
+    name: Annotated[str, AfterValidator(_set_name)] | None = None
+    """What the set is called in logs, curves and overrides (`data.train.<name>.weight=2`); null: its layout and place, from 0."""
     weight: Positive = 1.0
     """Its share of every batch is weight / sum of weights. Training only."""
     tasks: tuple[str, ...] | None = None
     """The tasks whose labels are used; null: all that it labels, []: none."""
     labelled: Count | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """As `data.labelled`, for this set alone. Training only."""
-    rename: dict[str, dict[str, str | None]] = Field(default_factory=dict)
+    rename: dict[str, dict[str, Annotated[str, Field(min_length=1)] | None]] = Field(default_factory=dict)
     """By task: its class names -> those of the run; several may become one, null leaves a class out (boxes: not there, pixels:
     ignored)."""
-    part: Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None = None
+    part: Annotated[str, BeforeValidator(_is_part)] | None = None
     """Only a part of its images, e.g. 1/2 or 2/2: the first or second of two disjoint random halves, the same in every run."""
     layout: dict[str, Any]
     """The layout's name (`layout`) and its options."""
 
-    @model_validator(mode="after")
-    def _part_is_one(self) -> DataSet:
-        if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):
-            raise ValueError(f"part: {self.part} is no part; 1/2 and 2/2 are the halves")
-        return self
+
+SET_KEYS = tuple(key for key in DataSet.model_fields if key != "layout")
+TRAINING_ONLY = ("weight", "labelled")  # of SET_KEYS
 
 
-def data_set(raw: Any, place: str) -> DataSet:
-    """One set of data.train or data.val. Raises ValueError naming ``place`` and the key."""
-    own = set(DataSet.model_fields) - {"layout"}
-    if not isinstance(raw, dict):
-        raise ValueError(f"{place}: needs layout and its options, not {raw!r}")
-    try:
-        return DataSet(**{k: v for k, v in raw.items() if k in own}, layout={str(k): v for k, v in raw.items() if k not in own})
-    except ValidationError as error:
-        raise ValueError("; ".join(f"{place}.{_explain(e, DataSet)}" for e in error.errors())) from None
+def _data_set(raw: dict[str, Any]) -> DataSet:
+    own = {key: value for key, value in raw.items() if key in SET_KEYS}
+    return DataSet.model_validate(own | {"layout": {key: value for key, value in raw.items() if key not in SET_KEYS}})
+
+
+def _set_as_given(raw: dict[str, Any]) -> dict[str, Any]:
+    _data_set(raw)  # its faults become those of the key, with their place
+    return raw
+
+
+def _called(one: dict[str, Any], number: int | str = "") -> str:
+    """The name of a set; number: its place among several."""
+    layout = one.get("layout")
+    return str(one.get("name") or f"{layout if isinstance(layout, str) else 'set'}{number}")
+
+
+def _fault_at(place: tuple[str | int, ...], message: str) -> ValidationError:
+    """A fault of a value within the one that is validated."""
+    fault = InitErrorDetails(type=PydanticCustomError("value_error", message), loc=place, input=None)
+    return ValidationError.from_exception_data("", [fault])
+
+
+def _named_apart(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = [_called(one, number) for number, one in enumerate(sets)]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise _fault_at((number, "name"), f"there are two sets '{name}'; name them apart")
+    return sets
+
+
+def _of_validation(sets: Any) -> Any:
+    several = isinstance(sets, list)
+    for number, one in enumerate(sets if several else [sets]):
+        if used := [key for key in TRAINING_ONLY if key in one]:
+            raise _fault_at((number, used[0]) if several else (used[0],), "belongs to training; leave it out of data.val")
+    return sets
 
 
 _ONE, _SEVERAL = "one set", "several sets"  # pydantic's names of the alternatives
-Sets = Annotated[
-    Annotated[dict[str, Any], Tag(_ONE)] | Annotated[list[dict[str, Any]], Field(min_length=1), Tag(_SEVERAL)],
+_Set = Annotated[dict[str, Any], AfterValidator(_set_as_given)]
+OneOrSeveral = Annotated[
+    Annotated[_Set, Tag(_ONE)] | Annotated[list[_Set], Field(min_length=1), AfterValidator(_named_apart), Tag(_SEVERAL)],
     Discriminator(lambda value: _SEVERAL if isinstance(value, (list, tuple)) else _ONE),
 ]
 
@@ -138,9 +178,11 @@ Sets = Annotated[
 class Data(Section):
     """Which images, and how they reach the network."""
 
-    train: Sets = Field(default_factory=lambda: {"layout": "scenes", "split": "train", "count": 1600})
+    train: OneOrSeveral = Field(default_factory=lambda: {"layout": "scenes", "split": "train", "count": 1600})
     """Training set: `layout` (a registered name) and its options; or a list of sets, of which every batch holds all."""
-    val: Sets = Field(default_factory=lambda: {"layout": "scenes", "split": "val", "count": 200})
+    val: Annotated[OneOrSeveral, AfterValidator(_of_validation)] = Field(
+        default_factory=lambda: {"layout": "scenes", "split": "val", "count": 200}
+    )
     """Validation set, or list of sets, likewise; each task is measured on the images that have labels for it."""
     input_size: tuple[Count, Count] = (96, 128)
     """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
@@ -160,26 +202,11 @@ class Data(Section):
     """What an image that cannot be read does: stop the run, or be replaced by the next one and be counted."""
 
     def sets(self, split: Literal["train", "val"]) -> dict[str, DataSet]:
-        """The sets of a split, by a name for each. Raises ValueError naming the key."""
+        """The sets of a split, by a name for each."""
         raw = getattr(self, split)
-        several = isinstance(raw, list)
-        found: dict[str, DataSet] = {}
-        for number, one in enumerate(raw if several else [raw]):
-            place = f"{split}.{number}" if several else split
-            made = data_set(one, place)
-            if split == "val" and (used := made.model_fields_set & {"weight", "labelled"}):
-                raise ValueError(f"{place}.{min(used)}: belongs to training; leave it out of data.val")
-            name = made.name or f"{made.layout.get('layout')}{number if several else ''}"
-            if name in found:
-                raise ValueError(f"{place}.name: there are two sets '{name}'; name them apart")
-            found[name] = made
-        return found
-
-    @model_validator(mode="after")
-    def _sets_are_sets(self) -> Data:
-        for split in ("train", "val"):
-            self.sets(split)
-        return self
+        if isinstance(raw, list):
+            return {_called(one, number): _data_set(one) for number, one in enumerate(raw)}
+        return {_called(raw): _data_set(raw)}
 
 
 class Model(Section):
@@ -779,8 +806,9 @@ def _read_one(path: Path) -> dict[str, Any]:
     return raw or {}
 
 
-# Keys that say whose options stand beside them, and which keys do not go with them when they change.
+# Keys that say whose options stand beside them, and which keys go with them when they change; None: all, but for OF_THE_SET.
 NAMES: dict[str, tuple[str, ...] | None] = {"layout": None, "schedule": None, "loss": ("options", "weight"), "method": ("options",)}
+OF_THE_SET = tuple(key for key in SET_KEYS if key != "rename")  # not of the layout, which may change under them
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -797,7 +825,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _forget(section: dict[str, Any], name: str) -> None:
     """Take out of ``section`` what belongs to the layout, schedule, loss or method that it had."""
-    for key in list(section) if NAMES[name] is None else NAMES[name]:
+    for key in [k for k in section if k not in OF_THE_SET] if NAMES[name] is None else NAMES[name]:
         section.pop(key, None)
 
 
@@ -813,12 +841,12 @@ def _override(raw: dict[str, Any], text: str) -> None:
     *parents, last = key.strip().split(".")
     for depth, part in enumerate(parents, start=1):
         if isinstance(node, list):
-            node = _of_list(node, part, text)
+            node = _one_of(node, part, text)
             continue
         if node.get(part) is None:  # one key of a default task or data set: the rest of the default stays
             node[part] = default if isinstance(default := _default(parents[:depth]), dict) else {}
         node = node[part]
-        if not isinstance(node, (dict, list)):
+        if not (isinstance(node, dict) or (isinstance(node, list) and any(isinstance(one, dict) for one in node))):
             raise UserError(f"override '{text}': '{part}' is a value, not a section")
     if isinstance(node, list):
         raise UserError(f"override '{text}': '{parents[-1]}' is a list; write which of it, by name or number, and the key")
@@ -827,13 +855,14 @@ def _override(raw: dict[str, Any], text: str) -> None:
     node[last] = parsed
 
 
-def _of_list(sets: list[Any], which: str, text: str) -> dict[str, Any]:
-    """The element of a list by its number or its ``name``."""
-    named = {str(one.get("name", number)): one for number, one in enumerate(sets) if isinstance(one, dict)}
-    numbered = {str(number): one for number, one in enumerate(sets) if isinstance(one, dict)}
+def _one_of(sets: list[Any], which: str, text: str) -> dict[str, Any]:
+    """The set of a list by its name or number."""
+    mappings = {number: one for number, one in enumerate(sets) if isinstance(one, dict)}
+    named = {_called(one, number): one for number, one in mappings.items()}
+    numbered = {str(number): one for number, one in mappings.items()}
     if which not in named and which not in numbered:
         raise UserError(f"override '{text}': there is no '{which}' in the list; {did_you_mean(which, named)}")
-    return named.get(which) or numbered[which]
+    return (numbered | named)[which]
 
 
 def _default(place: list[str]) -> Any:
@@ -863,7 +892,7 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
 
 def _plain(message: str) -> str:
     """What pydantic says of Python's types in the words of YAML."""
-    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping of keys", message)
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", message)
     return message.replace("a valid tuple", "a list").replace("a valid list", "a list")
 
 

@@ -6,7 +6,7 @@ A component's keyword-only parameters are its YAML schema; what code passes is p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from .errors import UserError, did_you_mean
@@ -25,12 +25,15 @@ def options_of(component: Callable) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def check_options(component: Callable, options: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for an option that ``component`` does not have, one of the wrong type, or a missing one."""
+def check_options(component: Callable, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()) -> None:
+    """Raise UserError for an option that ``component`` does not have, one of the wrong type, or a missing one.
+
+    beside: keys that may stand at the same place, for the nearest known name.
+    """
     known = options_of(component)
     for key, value in options.items():
         if key not in known:
-            raise UserError(f"{where}.{key}: no such option; {did_you_mean(key, known)}")
+            raise UserError(f"{where}.{key}: no such option; {did_you_mean(key, [*known, *beside])}")
         kind = _KINDS.get(type(known[key].default))
         if kind is not None and not (isinstance(value, kind[0]) and isinstance(value, bool) == (kind[0] is bool)):
             raise UserError(f"{where}.{key}: needs {kind[1]}, not {value!r}")
@@ -64,9 +67,9 @@ class Registry:
             raise UserError(f"{where}: unknown {self.kind} '{name}'; {did_you_mean(name, self._entries)}")
         return self._entries[name]
 
-    def check(self, name: str, options: Mapping[str, Any], where: str) -> None:
-        """Raise UserError for an unknown component, an unknown option or a missing one."""
-        check_options(self.get(name, where), options, where)
+    def check(self, name: str, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()) -> None:
+        """Raise UserError for an unknown component, an unknown option or a missing one (see ``check_options``)."""
+        check_options(self.get(name, where), options, where, beside)
 
     def build(self, name: str, options: Mapping[str, Any], where: str, *args: Any) -> Any:
         self.check(name, options, where)

@@ -114,7 +114,7 @@ def test_a_layout_without_a_name_or_with_missing_options(no_data, raw, tmp_path)
     plain = raw(tmp_path / "run")
     for wrong in ({}, {"layout": None}, {"layout": ["scenes"]}):
         plain["data"]["val"] = wrong
-        with pytest.raises(UserError, match="data.val: needs layout; known: coco, scenes"):
+        with pytest.raises(UserError, match="data.val: needs layout; known: .*coco, .*scenes"):
             build.check(build.Config.model_validate(plain))
     plain["data"]["val"] = {"layout": "scenes", "split": "val"}
     with pytest.raises(UserError, match="data.val: needs count"):
@@ -195,7 +195,6 @@ def test_a_task_that_the_data_does_not_label(only_named, tmp_path):
 @pytest.mark.parametrize(
     ("val", "said"),
     [
-        ({"seg": ["b", "a"]}, "data.val: the classes of 'seg' are in another order: ['b', 'a'], expected ['a', 'b']"),
         ({"seg": ["a", "c"]}, "data.val: the classes of 'seg' differ: lacks ['b']; has ['c'] besides"),
         ({"det": ["x"]}, "data.val: the classes of 'det' differ: lacks ['y']"),
         ({"det": []}, "data.val has no classes for the task 'det'"),

@@ -387,7 +387,7 @@ def test_the_files_that_the_readme_shows_are_sound(tmp_path, monkeypatch):
     monkeypatch.setenv("MY_DATA", "/data")
     (tmp_path / "configs").symlink_to(root / "configs")
     blocks = re.findall(r"```yaml\n# (\S+\.yaml)\b(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert [name for name, _ in blocks] == ["ways.yaml", "mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml"]
+    assert [name for name, _ in blocks] == ["ways.yaml", "mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml", "partial.yaml"]
     for name, text in blocks:
         (tmp_path / name).write_text("#" + text, encoding="utf-8")
     for name, _ in blocks:

@@ -253,7 +253,7 @@ def test_loading_does_not_draw_from_the_global_random_state(workers):
     torch.manual_seed(3)
     before = torch.get_rng_state()
     list(batches(Pictures(), pools(), stop=1, workers=workers))
-    list(eval_loader(EvalSet(Pictures(), SIZE, 2, skip_errors=False), 2, workers=workers, pin=False))
+    list(eval_loader(EvalSet(Pictures(), SIZE, range(2), skip_errors=False), 2, workers=workers, pin=False))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -303,7 +303,7 @@ def test_a_replacement_comes_from_the_same_pool():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_goes_through_the_set_in_order(workers):
     layout = Pictures(shape=(64, 64))
-    loaded = list(eval_loader(EvalSet(layout, SIZE, None, skip_errors=False), 4, workers=workers, pin=False))
+    loaded = list(eval_loader(EvalSet(layout, SIZE, range(11), skip_errors=False), 4, workers=workers, pin=False))
     assert [b.indices.tolist() for b, _ in loaded] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     batch = loaded[0][0]
     assert batch.targets == {} and batch.images.shape == (4, 3, *SIZE)
@@ -315,19 +315,19 @@ def test_evaluation_goes_through_the_set_in_order(workers):
     assert batch.images[2, :, :, :32].eq(20).all() and batch.images[2, :, :, 32:].eq(FILL).all()
 
 
-def test_evaluation_of_the_first_images():
-    assert len(EvalSet(Pictures(), SIZE, 5, skip_errors=False)) == 5
-    assert len(EvalSet(Pictures(), SIZE, 50, skip_errors=False)) == 11
+def test_evaluation_of_chosen_images():
+    chosen = EvalSet(Pictures(), SIZE, [7, 2], skip_errors=False)
+    assert len(chosen) == 2 and [chosen[place][1].index for place in range(2)] == [7, 2]
 
 
 def test_evaluation_skips_broken_files_or_stops():
     layout = Pictures(broken=[0, 1, 5])
-    loaded = list(eval_loader(EvalSet(layout, SIZE, None, skip_errors=True), 2, workers=0, pin=False))
+    loaded = list(eval_loader(EvalSet(layout, SIZE, range(11), skip_errors=True), 2, workers=0, pin=False))
     assert loaded[0][0] is None and len(loaded[0][1]) == 2  # a batch of broken files only
     assert [b.indices.tolist() for b, _ in loaded[1:]] == [[2, 3], [4], [6, 7], [8, 9], [10]]
     assert "/data/image5.png" in loaded[2][1][0]
     with pytest.raises(UserError, match="image0.png"):
-        list(eval_loader(EvalSet(layout, SIZE, None, skip_errors=False), 2, workers=0, pin=False))
+        list(eval_loader(EvalSet(layout, SIZE, range(11), skip_errors=False), 2, workers=0, pin=False))
 
 
 # --- to the device

@@ -600,7 +600,7 @@ def test_sections_of_teachers(written, own, raw, tmp_path, monkeypatch):
     for changes, said in (
         ({"teachers": {}}, "x: an alpha is above 0 but there is no teacher: give teacher.path"),
         ({"teachers": None, "teacher": None}, "x: an alpha is above 0 but there is no teacher: give teacher.path"),
-        ({"teacher": "a.pt"}, "x: teacher: Input should be a mapping of keys (given: 'a.pt')"),
+        ({"teacher": "a.pt"}, "x: teacher: Input should be a mapping (given: 'a.pt')"),
         ({"teachers": good}, "x: teachers: every teacher has a name of your choice before its keys"),
         ({"teacher": good, "teachers": {"a": good}}, "x: teachers: there is a teacher besides"),
         ({"teachers": {"a": good, "b": good}, "distill": {"f": TERM}}, "x: distill.f.of: which teacher? known: a, b"),

@@ -55,18 +55,25 @@ class Truth:
 
 
 def make_pools(
-    count: int, batch_size: int, *, labelled: int | float | None, seed: int, unlabelled: bool, share: float
+    count: int,
+    batch_size: int,
+    *,
+    labelled: int | float | None,
+    seed: int,
+    unlabelled: bool,
+    share: float,
+    key: str = "data.labelled",
 ) -> list[Pool]:
     """Split ``count`` images into those that keep their labels and those that do not.
 
-    labelled: a number, a fraction, or None for all; ``share`` of the batch goes to the labelled ones.
+    labelled: a number, a fraction, or None for all; ``share`` of the batch goes to the labelled ones. key: where that is said.
     Raises UserError where the numbers cannot be met.
     """
     number = count if labelled is None else labelled
     if isinstance(number, float):
         number = max(1, round(number * count))
     if number > count:
-        raise UserError(f"data.labelled: {number} labelled images asked for, but the training set has {count}")
+        raise UserError(f"{key}: {number} labelled images asked for, but the training set has {count}")
     order = np.random.default_rng([seed, 0x1ABE1]).permutation(count)
     kept, rest = np.sort(order[:number]), np.sort(order[number:])
     if len(rest) == 0 or not unlabelled:
@@ -203,16 +210,18 @@ def _det_target(samples: list[Sample]) -> dict[str, Tensor]:
 
 
 class EvalSet(Dataset):
-    """Index -> letterboxed image and its Truth, or the message of an image that cannot be read."""
+    """Place -> letterboxed image and its Truth, or the message of an image that cannot be read."""
 
-    def __init__(self, layout: Layout, size: tuple[int, int], count: int | None, *, skip_errors: bool):
+    def __init__(self, layout: Layout, size: tuple[int, int], chosen: Sequence[int], *, skip_errors: bool):
+        """chosen: the indices of the images, in their order."""
         self.layout, self.size, self.skip_errors = layout, tuple(size), skip_errors
-        self.count = min(count or len(layout), len(layout))
+        self.chosen = list(chosen)
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.chosen)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Truth] | str:
+    def __getitem__(self, place: int) -> tuple[np.ndarray, Truth] | str:
+        index = self.chosen[place]
         try:
             sample = self.layout.read(index)
         except UserError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,88 +15,107 @@ from .loader import Pool, make_pools
 
 
 class Member(NamedTuple):
-    """One set. tasks: those whose labels are used; rename: by task, its class names -> the run's, None leaves one out;
-    part: (k, n), only the k-th of n disjoint random parts of its images."""
+    """One set. place: where it stands in the config; tasks: those whose labels are used; rename: by task, its class names -> the
+    run's, None leaves one out; part: (k, n), only the k-th of n disjoint random parts of its images."""
 
     layout: Layout
+    place: str
     tasks: Sequence[str]
     rename: Mapping[str, Mapping[str, str | None]] = {}
     part: tuple[int, int] = (1, 1)
 
 
 class Sets(Layout):
-    """Named sets one after the other. A UserError of its construction begins with the set's name.
+    """Named sets one after the other.
 
     All that label a task must have the same class names for it, in any order: an object that a set does not label is taken for
-    background there.
+    background there. Raises UserError beginning with the place of the set.
     """
 
-    def __init__(self, members: Mapping[str, Member], seed: int = 0):
-        """seed: of the choice of a set's part."""
+    def __init__(self, members: Mapping[str, Member], order: Mapping[str, Sequence[str]] | None = None):
+        """order: by task, the order of its class names; that of the first set where these are others."""
         super().__init__()
-        self.members, self.seed = dict(members), seed
-        self._images = {name: _part(len(m.layout), m.part, seed) for name, m in self.members.items()}
-        self._ends = np.cumsum([len(images) for images in self._images.values()])
-        named = {name: _renamed(name, m) for name, m in self.members.items()}
+        self.members, self._names = dict(members), list(members)
+        self._images = [_part(m) for m in self.members.values()]
+        self._starts = np.cumsum([0, *map(len, self._images)])
+        named = {name: _renamed(m) for name, m in self.members.items()}
         for name, classes in named.items():
             for task, names in classes.items():
-                known = self.classes.setdefault(task, tuple(dict.fromkeys(n for n in names if n is not None)))
-                _require_same(task, name, {n for n in names if n is not None}, known, self.members)
-        self._value = {
-            name: {task: _table(names, self.classes[task], task) for task, names in classes.items()}
+                own = tuple(dict.fromkeys(n for n in names if n is not None))
+                asked = tuple((order or {}).get(task, ()))
+                known = self.classes.setdefault(task, asked if set(asked) == set(own) else own)
+                _require_same(task, self.members[name], own, known, self.members.values())
+        self._tables = {
+            name: {task: _table(task, names, self.classes[task]) for task, names in classes.items()}
             for name, classes in named.items()
         }
-        self._changes = {
-            name: classes != {task: list(self.classes.get(task, ())) for task in self.members[name].layout.classes}
-            for name, classes in named.items()
+        self._untouched = {
+            name for name, m in self.members.items() if {t: self.classes[t] for t in named[name]} == m.layout.classes == named[name]
         }
         self.faults = sum((m.layout.faults for m in self.members.values()), Counter())
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     def rows(self, name: str) -> np.ndarray:
         """Where the images of a set lie among all."""
-        place = list(self.members).index(name)
-        return np.arange(self._ends[place] - len(self._images[name]), self._ends[place])
+        place = self._names.index(name)
+        return np.arange(self._starts[place], self._starts[place + 1])
 
     def set_of(self, index: int) -> str:
         """The name of the set that an image is of."""
-        return list(self.members)[int(np.searchsorted(self._ends, index, side="right"))]
+        return self._names[self._place(index)[0]]
 
     def alone(self, name: str) -> Sets:
         """One of the sets, as it stands here."""
-        return Sets({name: self.members[name]}, self.seed)
+        return Sets({name: self.members[name]}, self.classes)
 
     def labels(self, name: str) -> tuple[str, ...]:
         """The tasks that a set labels."""
-        return tuple(self._value[name])
+        return tuple(self._tables[name])
 
-    def _place(self, index: int) -> tuple[str, int]:
+    def first(self, count: int | None) -> list[int]:
+        """The first images of every set, ``count`` together by the sets' sizes, at least one of each; None: all."""
+        if count is None or count >= len(self):
+            return list(range(len(self)))
+        counts = shared_out(max(count, len(self._names)), [len(images) for images in self._images])
+        return [int(start) + k for start, n in zip(self._starts, counts, strict=False) for k in range(n)]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which set, and which image of its layout."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        name = self.set_of(index)
-        return name, int(self._images[name][index - int(self.rows(name)[0])])
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return which, int(self._images[which][index - self._starts[which]])
 
     def name(self, index: int) -> str:
-        name, place = self._place(index)
-        return self.members[name].layout.name(place)
+        which, image = self._place(index)
+        return self.members[self._names[which]].layout.name(image)
 
     def read(self, index: int) -> Sample:
-        name, place = self._place(index)
-        sample = self.members[name].layout.read(place)
-        tables = self._value[name]
-        if not self._changes[name]:
+        which, image = self._place(index)
+        name = self._names[which]
+        sample, tables = self.members[name].layout.read(image), self._tables[name]
+        if name in self._untouched:
             return sample
         found = Sample(sample.image)
         if "seg" in tables and sample.mask is not None:
-            found.mask = np.take(tables["seg"], sample.mask).astype(np.uint8)
+            found.mask = tables["seg"][sample.mask]
         if "det" in tables and sample.boxes is not None:
-            classes = tables["det"][sample.classes] if len(sample.boxes) else sample.classes
+            classes = tables["det"][sample.classes]
             kept = classes >= 0
             found.boxes, found.classes = sample.boxes[kept], classes[kept]
             found.crowd, found.area = sample.crowd[kept], sample.area[kept]
         return found
+
+
+class Draw(NamedTuple):
+    """How a set is drawn from: its weight in every batch, and how many of its images keep their labels: a number, a fraction, or
+    None for all; key: where that is said."""
+
+    weight: float = 1.0
+    labelled: int | float | None = None
+    key: str = "data.labelled"
 
 
 def pools(
@@ -104,40 +123,42 @@ def pools(
     batch_size: int,
     *,
     tasks: Sequence[str],
-    weights: Mapping[str, float],
-    labelled: Mapping[str, int | float | None],
+    draws: Mapping[str, Draw],
     seed: int,
     unlabelled: bool,
     share: float,
 ) -> list[Pool]:
     """The pools of all sets; a set has ``weight / sum of weights`` of the places of every batch, and at least one.
 
-    tasks: those of the run. labelled: by set, a number, a fraction or None for all; ``share`` of a set's places goes to its
-    labelled images. Sets without labels are left out unless ``unlabelled``. Raises UserError where the numbers cannot be met.
+    tasks: those of the run. ``share`` of a set's places goes to its labelled images. Sets without labels are left out unless
+    ``unlabelled``. Raises UserError where the numbers cannot be met.
     """
     bare = [name for name in sets.members if not set(sets.labels(name)) & set(tasks)]
     used = [name for name in sets.members if name not in bare or unlabelled]
-    places = _shared_out(batch_size, [weights[name] for name in used], used)
+    if not used:
+        raise UserError("data.train: it has no labels for a task of this run, and data.unlabelled is false; set it to true")
+    if batch_size < len(used):
+        raise UserError(
+            f"train.batch_size: {batch_size} leaves no place for each of {len(used)} sets ({', '.join(used)}); raise it"
+        )
     found = []
-    for name, count in zip(used, places, strict=True):
+    for name, places in zip(used, shared_out(batch_size, [draws[name].weight for name in used]), strict=True):
         rows = sets.rows(name)
         if name in bare:
-            found.append(Pool(rows, count, False))
+            found.append(Pool(rows, places, False))
             continue
+        draw = draws[name]
         try:
-            own = make_pools(len(rows), count, labelled=labelled[name], seed=seed, unlabelled=unlabelled, share=share)
+            own = make_pools(len(rows), places, labelled=draw.labelled, seed=seed, unlabelled=unlabelled, share=share, key=draw.key)
         except UserError as error:
-            raise UserError(f"{error} (the set '{name}')" if len(used) > 1 else str(error)) from None
+            where = f"; this is the set '{name}' with its {places} of {batch_size} places" if len(sets.members) > 1 else ""
+            raise UserError(f"{error}{where}") from None
         found += [Pool(rows[pool.indices], pool.share, pool.labelled) for pool in own]
     return found
 
 
-def _shared_out(places: int, weights: Sequence[float], names: Sequence[str]) -> list[int]:
+def shared_out(places: int, weights: Sequence[float]) -> list[int]:
     """``places`` by weight in whole numbers, each at least 1: largest remainders, the earlier first."""
-    if not names:
-        raise UserError("data.train: no set of it has labels for a task of this run, and data.unlabelled is false")
-    if places < len(names):
-        raise UserError(f"train.batch_size: {places} leaves no place for each of {len(names)} sets: {', '.join(names)}")
     exact = np.array(weights) / sum(weights) * places
     found = np.maximum(np.floor(exact + 1e-9), 1)
     while found.sum() < places:
@@ -147,44 +168,49 @@ def _shared_out(places: int, weights: Sequence[float], names: Sequence[str]) -> 
     return [int(n) for n in found]
 
 
-def _part(count: int, part: tuple[int, int], seed: int) -> np.ndarray:
-    """The rising indices of the k-th of n disjoint random parts."""
-    k, n = part
-    order = np.random.default_rng([seed, 0x9A27]).permutation(count) if n > 1 else np.arange(count)
-    return np.sort(np.array_split(order, n)[k - 1])
-
-
-def _renamed(name: str, member: Member) -> dict[str, list[str | None]]:
-    """By task that is used: what each class of the set is called in the run, None for one that is left out."""
-    known = member.layout.classes
-    for task in (*member.tasks, *member.rename):
-        if task not in known:
-            what = f"it labels {', '.join(known)}" if known else "it has no labels"
-            raise UserError(f"{name}.{'tasks' if task in member.tasks else 'rename'}: the set has no '{task}'; {what}")
-    found = {}
-    for task in member.tasks:
-        changes = member.rename.get(task, {})
-        if unknown := [n for n in changes if n not in known[task]]:
-            raise UserError(f"{name}.rename.{task}: the set has no class '{unknown[0]}'; {did_you_mean(unknown[0], known[task])}")
-        found[task] = [changes.get(n, n) for n in known[task]]
-        if not any(found[task]):
-            raise UserError(f"{name}.rename.{task}: every class is left out; leave the task out of tasks instead")
+def _part(member: Member) -> np.ndarray:
+    """The rising indices of the images that are used. Which those are hangs on their number alone, so that runs agree on it."""
+    count, (k, n) = len(member.layout), member.part
+    order = np.random.default_rng([0, 0x9A27]).permutation(count) if n > 1 else np.arange(count)
+    found = np.sort(np.array_split(order, n)[k - 1])
+    if not len(found):
+        raise UserError(f"{member.place}.part: {k}/{n} of {count} images is none; take fewer parts")
     return found
 
 
-def _require_same(task: str, name: str, own: set[str], known: Sequence[str], members: Mapping[str, Member]) -> None:
-    if own == set(known):
+def _renamed(member: Member) -> dict[str, tuple[str | None, ...]]:
+    """By task that is used: what each class of the set is called in the run, None for one that is left out."""
+    known = member.layout.classes
+    for key, given in (("tasks", member.tasks), ("rename", member.rename)):
+        if lacking := [task for task in given if task not in known]:
+            what = f"it labels {', '.join(known)}" if known else "it has no labels"
+            raise UserError(f"{member.place}.{key}: the set has no '{lacking[0]}'; {what}")
+    if unused := [task for task in member.rename if task not in member.tasks]:
+        raise UserError(f"{member.place}.rename.{unused[0]}: '{unused[0]}' is not among the set's tasks; leave it out")
+    found = {}
+    for task in member.tasks:
+        changes, where = member.rename.get(task, {}), f"{member.place}.rename.{task}"
+        if unknown := [n for n in changes if n not in known[task]]:
+            raise UserError(f"{where}: the set has no class '{unknown[0]}'; {did_you_mean(unknown[0], known[task])}")
+        found[task] = tuple(changes.get(n, n) for n in known[task])
+        if not any(found[task]):
+            raise UserError(f"{where}: every class is left out; leave '{task}' out of the set's tasks instead")
+    return found
+
+
+def _require_same(task: str, member: Member, own: Sequence[str], known: Sequence[str], members: Iterable[Member]) -> None:
+    if set(own) == set(known):
         return
-    first = next(other for other, m in members.items() if task in m.tasks)
-    lacking, extra = sorted(set(known) - own), sorted(own - set(known))
+    first = next(other for other in members if task in other.tasks)
+    lacking, extra = sorted(set(known) - set(own)), sorted(set(own) - set(known))
     what = "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""]))
     raise UserError(
-        f"{name}: its classes of '{task}' are not those of '{first}': it {what}. What a set does not label would be taught as "
-        f"background there: make them the same with rename, or take '{task}' out of the set's tasks"
+        f"{member.place}: its classes of '{task}' are not those of {first.place}: it {what}. What a set does not label would be "
+        f"taught as background there: make them the same with rename, or take '{task}' out of the set's tasks"
     )
 
 
-def _table(names: Sequence[str | None], known: Sequence[str], task: str) -> np.ndarray:
+def _table(task: str, names: Sequence[str | None], known: Sequence[str]) -> np.ndarray:
     """The run's class by the set's. Left out: pixels are ignored, boxes are none (-1)."""
     found = [known.index(n) if n is not None else (IGNORE if task == "seg" else -1) for n in names]
     if task == "det":

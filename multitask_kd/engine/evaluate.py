@@ -100,8 +100,8 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
         torch.set_num_threads(config.run.threads)
     content = load(path, where)
     arch = content["arch"]
-    found = build.layout(config, "val")
     classes = {name: task["classes"] for name, task in arch["tasks"].items()}
+    found = build.layout(config, "val", classes)
     shared = [t for t in classes if t in found.classes]
     if not shared:
         raise UserError(

@@ -94,7 +94,7 @@ def _truth(sample: Sample, names: Mapping[str, tuple[str, ...]]) -> np.ndarray:
 def _said(
     speaker: Speaker, layout: Layout, index: int, sample: Sample, device: torch.device, names: Mapping[str, tuple[str, ...]]
 ) -> np.ndarray:
-    batch, _ = collate_eval([EvalSet(layout, speaker.size, None, skip_errors=False)[index]])
+    batch, _ = collate_eval([EvalSet(layout, speaker.size, [index], skip_errors=False)[0]])
     with evaluating(speaker.net):
         said = predict(speaker.net, speaker.tasks, batch.to(device), speaker.decode)[0]
     shown: dict[str, Any] = {}

@@ -219,7 +219,7 @@ def by_set(run: Recipe, batch: Batch, view: View | None) -> dict[str, float]:
     names = [run.train_layout.set_of(index) for index in batch.indices.tolist()]
     preds, judged = run.distiller.said
     for name in dict.fromkeys(names):
-        rows = torch.tensor([k for k, other in enumerate(names) if other == name], device=run.device)
+        rows = torch.tensor([row for row, of in enumerate(names) if of == name], device=run.device)
         part = batch.of(rows)
         targets = {task: target for task, target in part.targets.items() if target["labelled"].any()}
         said = [{task: pred[rows] for task, pred in group.items()} for group in (preds, judged)]
@@ -232,7 +232,7 @@ def sets_lines(run: Recipe) -> list[str]:
     """By set: its images, what is labelled in them, and its places in every batch."""
     lines = []
     for name in run.train_layout.members:
-        own = [p for p in run.pools if len(p.indices) and run.train_layout.set_of(int(p.indices[0])) == name]
+        own = [p for p in run.pools if run.train_layout.set_of(p.indices[0]) == name]
         what = " and ".join(task for task in run.train_layout.labels(name) if task in run.tasks)
         counts = [f"{len(p.indices)} with {what}" if p.labelled else f"{len(p.indices)} without labels" for p in own]
         places = sum(p.share for p in own)
