@@ -46,9 +46,11 @@ def load(path: str | Path, where: str) -> dict[str, Any]:
                 f"{where}: {path} is no checkpoint: it holds pickled code, which is never run, or is no torch file"
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = "torch reads it only by running what is in it" if "weights_only" in reason else reason
         raise UserError(f"{where}: {path} cannot be read as a checkpoint ({reason}); it is damaged or something else") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{where}: {path} is not a checkpoint written by tools/train.py")
+        hint = "; weights of another program are a source of their own, state_dict" if where.startswith("teacher") else ""
+        raise UserError(f"{where}: {path} is not a checkpoint written by tools/train.py{hint}")
     if lacking := [key for key in NEEDED if key not in content]:
         raise UserError(f"{where}: {path} has no '{lacking[0]}': it is damaged or of another version; train again")
     return content

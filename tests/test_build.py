@@ -266,7 +266,9 @@ def test_code_in_a_teacher_file_never_runs(no_data, fault, distilled, tmp_path):
 
 def test_a_file_of_another_program(no_data, fault, distilled, tmp_path):
     torch.save({"state_dict": {"w": torch.zeros(1)}}, tmp_path / "other.pt")
-    assert fault(taught(distilled, tmp_path / "other.pt")).endswith("is not a checkpoint written by tools/train.py")
+    assert fault(taught(distilled, tmp_path / "other.pt")).endswith(
+        "is not a checkpoint written by tools/train.py; weights of another program are a source of their own, state_dict"
+    )
 
 
 def test_teacher_classes_in_another_order_meet_by_name(tiny, tmp_path, distilled, changed_teacher):

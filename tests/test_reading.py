@@ -137,8 +137,15 @@ def test_cells_of_our_form():
     for wrong in (random(2, 20, 8), random(2, 21, 9)):
         with pytest.raises(ValueError, match=r"are not the 21 cells of strides \[8, 16\] with 4 \+ 1 \+ 3 values each"):
             DetOutput(strides=[8, 16], form="cells").read(wrong, 3, SIZE)
-        with pytest.raises(ValueError, match="may be many things; say which with outputs.det.form"):
-            DetOutput(strides=[8, 16]).read(wrong, 3, SIZE)
+    with pytest.raises(ValueError, match="may be many things; say which with outputs.det.form"):
+        DetOutput(strides=[8, 16]).read(random(2, 20, 8), 3, SIZE)
+    with pytest.raises(ValueError, match="the network's cells have 4 classes, but 3 are named"):
+        DetOutput(strides=[8, 16]).read(random(2, 21, 9), 3, SIZE)
+
+
+def test_a_binary_map_of_several_channels():
+    with pytest.raises(ValueError, match="binary is one logit, but the network gives 3"):
+        SegOutput(form="binary").read(random(2, 3, 4, 4), 2, SIZE)
 
 
 def test_predictions_by_hand():

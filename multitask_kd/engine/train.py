@@ -382,10 +382,10 @@ class State:
             raise UserError(f"--resume: {path} holds a network but no state of training")
         resume = content["resume"]
         if resume.get("teacher") != self.teacher:
+            files = " or ".join(t.path or t.source for t in self.run.config.named_teachers.values())
             raise UserError(
-                f"--resume: {' or '.join(str(t.path) for t in self.run.config.named_teachers.values())} holds other weights than "
-                "when the run began; put the teacher back, or "
-                "start again with --overwrite"
+                f"--resume: {files} holds other weights than when the run began; put the teacher back, or start again with "
+                "--overwrite"
             )
         checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
         self.optimizer.load_state_dict(resume["optimizer"])
@@ -400,15 +400,14 @@ class State:
 
 
 def teachers_digest(run: Recipe) -> str | None:
-    """A fingerprint of the weights that teach, where they come from files; of a program without weights of its own, the file's."""
+    """A fingerprint of what teaches, where it comes from files: of a checkpoint's weights; else of the file, which may hold a
+    program besides, and of the weights where it is a folder or none."""
     if run.teachers is None or run.config.taught_by_average:
         return None
     found = []
     for (place, section), member in zip(run.config.named_teachers.items(), run.teachers.members.values(), strict=True):
-        weights = any(True for _ in member.net.state_dict())
-        found.append(
-            checkpoint.digest(member.net) if weights or section.path is None else checkpoint.file_digest(section.path, place)
-        )
+        whole = section.source != "checkpoint" and section.path is not None and Path(section.path).is_file()
+        found.append(checkpoint.file_digest(section.path, place) if whole else checkpoint.digest(member.net))
     return found[0] if len(found) == 1 else ",".join(found)
 
 

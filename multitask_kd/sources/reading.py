@@ -32,6 +32,9 @@ class SegOutput:
         if not isinstance(found, Tensor) or found.dim() != 4:
             raise ValueError(f"seg: {shown(found)} is no map [B,C,h,w]")
         if self.form == "binary":
+            if found.shape[1] != 1:
+                raise ValueError(f"seg: binary is one logit, but the network gives {found.shape[1]}; correct outputs.seg.form")
+
             found = torch.cat([torch.zeros_like(found), found], dim=1)
         elif self.form == "probability":
             found = found.float().clamp(min=1e-8).log()  # 1e-8 is 0 in float16
@@ -73,8 +76,11 @@ class DetOutput:
         ):
             if value not in known:
                 raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
-        if anchors < 1 or (strides is not None and not all(isinstance(s, int) and s > 0 for s in strides)):
-            raise ValueError("strides, anchors: whole numbers above 0 are needed")
+        listed = strides is None or (isinstance(strides, (list, tuple)) and all(isinstance(s, int) and s > 0 for s in strides))
+        if anchors < 1 or not listed:
+            raise ValueError(
+                f"strides, anchors: whole numbers above 0, a list and one, are needed, not {strides!r} and {anchors!r}"
+            )
         self.at, self.form, self.anchors = at, form, anchors
         self.strides = None if strides is None else tuple(strides)
         self.boxes, self.objectness, self.scores, self.transposed = boxes, objectness, scores, transposed
@@ -108,6 +114,8 @@ class DetOutput:
             return "cells"
         if found.shape[2] == 6 and found.shape[1] <= 1000:
             return "detections"
+        if found.shape[1] == self._cells(size):
+            raise ValueError(f"det: the network's cells have {found.shape[2] - 5} classes, but {classes} are named in `classes`")
         raise ValueError(f"det: {list(found.shape)} may be many things; say which with outputs.det.form")
 
     def _cells(self, size: tuple[int, int]) -> int:
