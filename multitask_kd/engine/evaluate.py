@@ -47,7 +47,6 @@ def predict(
     ]
 
 
-@torch.no_grad()
 def evaluate(
     net: Callable,
     tasks: Mapping[str, Task],
@@ -59,6 +58,22 @@ def evaluate(
     on_skip: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """{"images": n, "skipped": k, <task>: {metric: percent}}. Of each image only its boxes are kept, 2.4 kB at most."""
+    metrics, images, skipped = gather(net, tasks, loader, device, decode=decode, channels_last=channels_last, on_skip=on_skip)
+    return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
+
+
+@torch.no_grad()
+def gather(
+    net: Callable,
+    tasks: Mapping[str, Task],
+    loader: Iterable,
+    device: torch.device,
+    *,
+    decode: Mapping[str, Mapping[str, Any]],
+    channels_last: bool = False,
+    on_skip: Callable[[str], None] = lambda message: None,
+) -> tuple[dict[str, Any], int, int]:
+    """By task its metric, with every image in it; the number of images, and of those that could not be read."""
     metrics = {name: task.metric() for name, task in tasks.items()}
     images = skipped = 0
     with evaluating(net):
@@ -75,7 +90,7 @@ def evaluate(
             images += len(batch.truths)
     if not images:
         raise UserError("data.val: none of its images could be read")
-    return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
+    return metrics, images, skipped
 
 
 def main_score(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> float:
