@@ -42,11 +42,13 @@ def describe(
     precision: str,
     uint8: bool,
     decode: Mapping[str, Mapping[str, Any]] | None,
+    dynamic: bool = False,
 ) -> dict[str, Any]:
     """The description of a file, as plain data.
 
     arch, params: as in a checkpoint; strides: of every task's head; precision: fp32, fp16 or int8; uint8: whether the input is
-    bytes; decode: by task, the options of what is decoded in the file; None where nothing is.
+    bytes; decode: by task, the options of what is decoded in the file; None where nothing is; dynamic:
+    whether height and width are free multiples of the coarsest stride.
     """
     names = output_names(arch["tasks"], decode)
     known = RAW | {name: text for outputs in DECODED.values() for name, text in outputs.items()}
@@ -57,7 +59,8 @@ def describe(
         "input": {
             "name": INPUT,
             "type": "uint8" if uint8 else "float32",
-            "shape": ["batch", 3, *arch["input_size"]],
+            "shape": ["batch", 3, *(("height", "width") if dynamic else arch["input_size"])],
+            "multiple_of": max(arch["strides"]),
             "colour": "RGB",
             "range": [0, 255 if uint8 else 1],
             "fit": "scaled to fit, at the top left, padded with grey 114 of 255 at the right and bottom",

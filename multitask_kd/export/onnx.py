@@ -15,20 +15,22 @@ from torch import Tensor
 from ..errors import UserError
 from ..sources import files
 from ..sources.onnx import open_session
-from . import describe
+from . import decode, describe
 from .module import Exported, as_input
 from .needs import needed
 
 LEAST_OPSET = 18  # torch's exporter writes this one; older ones by conversion, which fails on many networks
 
 
-def to_onnx(module: Exported, size: tuple[int, int], names: Sequence[str], *, opset: int = LEAST_OPSET) -> Any:
+def to_onnx(
+    module: Exported, size: tuple[int, int], names: Sequence[str], *, opset: int = LEAST_OPSET, free: int | None = None
+) -> Any:
     """An onnx.ModelProto of ``module`` for images of ``size`` (H, W) in batches of any number. Raises UserError.
 
-    names: of the outputs, in the order in which ``module`` gives them.
+    names: of the outputs, in the order in which ``module`` gives them; free: height and width may be any multiple of it.
     """
     onnx = needed("onnx")
-    needed("onnxscript")
+    operators = getattr(needed("onnxscript"), f"opset{LEAST_OPSET}")
     if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UserError(
             f"--opset: {opset} cannot be written; {LEAST_OPSET} to {onnx.defs.onnx_opset_version()} can with the installed onnx"
@@ -41,7 +43,8 @@ def to_onnx(module: Exported, size: tuple[int, int], names: Sequence[str], *, op
             opset_version=opset,
             input_names=[describe.INPUT],
             output_names=list(names),
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            dynamic_shapes=module.free_sides(free),
+            custom_translation_table=decode.in_onnx(operators),
             verbose=False,
         )
     return _tidied(program.model_proto)
@@ -54,9 +57,8 @@ def _tidied(model: Any) -> Any:
     for node in model.graph.node:
         node.doc_string = ""
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        for side in value.type.tensor_type.shape.dim[:1]:
-            if side.dim_param:
-                side.dim_param = "batch"
+        if value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return model
 
 

@@ -20,13 +20,14 @@ from .module import Exported, as_input
 MEMBER = f"{describe.KEY}.json"
 
 
-def to_program(module: Exported, size: tuple[int, int]) -> Any:
-    """An ExportedProgram of ``module`` for images of ``size`` (H, W) in batches of any number."""
+def to_program(module: Exported, size: tuple[int, int], *, free: int | None = None) -> Any:
+    """An ExportedProgram of ``module`` for images of ``size`` (H, W) in batches of any number.
+
+    free: height and width may be any multiple of it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(
-            module, (module.example(size),), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}}, strict=False
-        )
+        return torch.export.export(module, (module.example(size),), dynamic_shapes=module.free_sides(free), strict=False)
 
 
 def content(program: Any, description: Mapping[str, Any]) -> bytes:
