@@ -69,8 +69,8 @@ def _heading(text: str, hint: str) -> str:
 def _cell(value: float | None, column: Column, best: float | None) -> str:
     if value is None:
         return "<td>-</td>"
-    text = f"{value:.{column.digits}f}"
-    return f'<td data-value="{value!r}">{f"<b>{text}</b>" if value == best else text}</td>'
+    text, shown = (None if v is None else f"{v:.{column.digits}f}" for v in (value, best))  # what reads the same is as good
+    return f'<td data-value="{value!r}">{f"<b>{text}</b>" if text == shown else text}</td>'
 
 
 def _best(values: Sequence[float | None], better: int) -> float | None:
