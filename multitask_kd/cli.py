@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .errors import UserError
 
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PAIR = (
     "torch and torchvision do not match: torchvision's compiled operators are missing (torchvision::nms). This happens when a "
     "CPU-only torch stands beside the plain torchvision. Install both from the same index, e.g. "
@@ -42,6 +45,12 @@ def run_tool(main: Callable[[argparse.Namespace], int], parser: argparse.Argumen
             raise
         print("error: out of memory; lower train.batch_size, data.input_size or data.workers", file=sys.stderr)
         return 2
+
+
+def given(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and key=value overrides, which a command line may mix. What exists as a file is one, also with "=" in its name."""
+    overrides = [text for text in arguments if OVERRIDE.match(text) and not os.path.exists(text)]
+    return [text for text in arguments if text not in overrides], overrides
 
 
 def check_torchvision() -> None:

@@ -76,6 +76,17 @@ def teacher_run(tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def learnt_run(tiny, tmp_path_factory):
+    """A folder with a network that finds some of the objects of its validation set."""
+    folder = tmp_path_factory.mktemp("learnt") / "run"
+    still = {"flip": 0.0, "brightness": 0.0}
+    changes = {"data.train": {"split": "val", "count": 5}, "data.augment": still, "train.steps": 60, "train.log_every": 20}
+    more = {"train.save_every": 60, "train.ema": 0, "eval.pictures": 0, "train.optimizer": {"lr": 1e-2}}
+    train(tiny(folder, changes | more))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def distilled(teacher_run):
     """Changes for ``tiny`` and ``raw``: both tasks taught by the teacher."""
     return {"tasks.seg": SEG_SOFT, "tasks.det": DET_SOFT, "teacher": {"path": str(teacher_run / "best.pt"), "amp": "none"}}

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
 COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources"} | LEAVES
-BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "distill", "checkpoint", "precision", "report"}
+BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "distill", "checkpoint", "export", "precision", "report"}
 
 # a part of the package -> the parts it may import, besides itself
 ALLOWED = {
@@ -31,6 +31,7 @@ ALLOWED = {
     "tasks": {"models", "metrics"} | LEAVES,
     "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,
     "report": {"atomic", "batch", "errors"},
+    "export": {"__version__", "models", "sources", "tasks"} | LEAVES,
     "build_distill": COMPONENTS | {"config", "distill"},
     "build_net": COMPONENTS | {"config", "checkpoint"},
     "build_teacher": COMPONENTS | {"build_distill", "build_net", "config", "distill", "checkpoint", "precision"},

@@ -12,9 +12,9 @@ from torch import nn
 
 from .. import build
 from ..batch import Batch
-from ..checkpoint import load
 from ..errors import UserError
 from ..tasks.base import Task
+from .networks import open_network
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ def predict(
     ]
 
 
-@torch.no_grad()
 def evaluate(
     net: Callable,
     tasks: Mapping[str, Task],
@@ -59,6 +58,22 @@ def evaluate(
     on_skip: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """{"images": n, "skipped": k, <task>: {metric: percent}}. Of each image only its boxes are kept, 2.4 kB at most."""
+    metrics, images, skipped = gather(net, tasks, loader, device, decode=decode, channels_last=channels_last, on_skip=on_skip)
+    return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
+
+
+@torch.no_grad()
+def gather(
+    net: Callable,
+    tasks: Mapping[str, Task],
+    loader: Iterable,
+    device: torch.device,
+    *,
+    decode: Mapping[str, Mapping[str, Any]],
+    channels_last: bool = False,
+    on_skip: Callable[[str], None] = lambda message: None,
+) -> tuple[dict[str, Any], int, int]:
+    """By task its metric, with every image in it; the number of images, and of those that could not be read."""
     metrics = {name: task.metric() for name, task in tasks.items()}
     images = skipped = 0
     with evaluating(net):
@@ -75,7 +90,7 @@ def evaluate(
             images += len(batch.truths)
     if not images:
         raise UserError("data.val: none of its images could be read")
-    return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
+    return metrics, images, skipped
 
 
 def main_score(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> float:
@@ -89,34 +104,33 @@ def headline(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str,
 
 
 def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> dict[str, Any]:
-    """A checkpoint on the config's ``data.val``, with the same figures as during its training.
+    """A network from a file on the config's ``data.val``, with the same figures as during its training.
 
-    The network comes from the checkpoint alone; the config gives data, decoding and device. Raises UserError for a
-    checkpoint whose classes are not the data's.
+    The network comes from the file alone, a checkpoint or one of tools/export.py; the config gives data, decoding and device.
+    Raises UserError for a network whose classes are not the data's.
     """
     build.check(config)
     on = build.device(config.run.device)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    content = load(path, where)
-    arch = content["arch"]
-    classes = {name: task["classes"] for name, task in arch["tasks"].items()}
-    found = build.layout(config, "val", classes)
-    shared = [t for t in classes if t in found.classes]
-    if not shared:
-        raise UserError(
-            f"{where}: {path} is trained for {', '.join(classes)}, and data.val has labels for {', '.join(found.classes)}"
-        )
-    build.check_classes(found.classes, classes, shared, f"{where}: {path}")
-    net = build.from_checkpoint(content, where).to(on)
-    if config.run.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+    network = open_network(path, where, on, channels_last=config.run.channels_last)
+    found = build.layout(config, "val", network.classes)
+    check_data(found, network.arch, f"{where}: {path}")
     return evaluate(
-        net,
-        build.tasks(arch, net),
-        build.val_loader(config, found, arch["input_size"], None, on),
+        network.run,
+        network.tasks,
+        build.val_loader(config, found, network.size, None, on),
         on,
         decode=build.decode_options(config),
         channels_last=config.run.channels_last,
         on_skip=lambda message: log.warning("skipped: %s", message),
     )
+
+
+def check_data(found: Any, arch: Mapping[str, Any], who: str) -> None:
+    """Raise UserError where the layout ``found`` of data.val has other classes than the network ``who``, or none of its tasks."""
+    classes = {name: task["classes"] for name, task in arch["tasks"].items()}
+    shared = [t for t in classes if t in found.classes]
+    if not shared:
+        raise UserError(f"{who} is trained for {', '.join(classes)}, and data.val has labels for {', '.join(found.classes)}")
+    build.check_classes(found.classes, classes, shared, who)

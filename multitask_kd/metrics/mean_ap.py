@@ -84,6 +84,10 @@ class MeanAP:
         figures["AP"] = {name: _percent(precision[:, :, c, 0, -1]) for c, name in enumerate(self.classes)}
         return figures
 
+    def datasets(self, kind: type) -> tuple[Any, Any]:
+        """What was gathered, truths and detections, each as an object of the COCO class ``kind``; a category's id is its index."""
+        return self._dataset(self._truth_rows(), kind), self._dataset(self._detection_rows(), kind)
+
     def _evaluate(self) -> tuple[np.ndarray, np.ndarray]:
         """COCO's precision [IoU, recall, class, area, most detections] and recall [IoU, class, area, most detections].
 
@@ -91,7 +95,7 @@ class MeanAP:
         """
         if not self._images:
             return -np.ones((10, 101, len(self.classes), 4, 3)), -np.ones((10, len(self.classes), 4, 3))
-        truths, detections = self._dataset(self._truth_rows()), self._dataset(self._detection_rows())
+        truths, detections = self.datasets(self._coco)
         evaluation = self._evaluator(truths, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -101,9 +105,9 @@ class MeanAP:
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self.classes)):
             raise ValueError(f"{what} hold classes {indices.min():.0f}..{indices.max():.0f}, outside 0..{len(self.classes) - 1}")
 
-    def _dataset(self, annotations: list[dict[str, Any]]) -> Any:
+    def _dataset(self, annotations: list[dict[str, Any]], kind: type) -> Any:
         """A COCO object without a file. (``loadRes`` fails on no detections and gives each a polygon.)"""
-        coco = self._coco()
+        coco = kind()
         coco.dataset = {
             "images": [{"id": i, "height": h, "width": w} for i, (h, w) in self._images.items()],
             "categories": [{"id": i, "name": name} for i, name in enumerate(self.classes)],

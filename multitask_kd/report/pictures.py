@@ -45,6 +45,7 @@ def panel(
     scores: Any = None,
     class_names: ClassNames,
     title: str = "",
+    alpha: float = ALPHA,
     min_width: int = 320,
     max_width: int = 640,
 ) -> np.ndarray:
@@ -52,6 +53,7 @@ def panel(
 
     image: uint8 [H,W,3]. mask: integers [H,W], IGNORE is hatched. boxes: [M,4] x1,y1,x2,y2 in pixels of ``image``, with
     ``classes`` [M] and, of predictions, ``scores`` [M]. None: not labelled, which a corner of the picture then says.
+    alpha: how much the mask hides of the image, 0 to 1.
     The image is brought to a width of ``min_width`` to ``max_width`` pixels before anything is written on it.
     Returns uint8 [H',W',3]; a title adds a strip above. Raises ValueError on other shapes or an unknown class.
     """
@@ -67,7 +69,7 @@ def panel(
         if mask.shape != image.shape[:2]:
             raise ValueError(f"mask {list(mask.shape)} does not fit the image {list(image.shape)}")
         enlarged = cv2.resize(mask.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
-        canvas = _overlay(canvas, enlarged, tasks.get("seg", ()), colours)
+        canvas = _overlay(canvas, enlarged, tasks.get("seg", ()), colours, alpha)
     picture = Image.fromarray(canvas)
     if boxes is not None:
         _draw_boxes(picture, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, classes, scores, tasks, colours)
@@ -205,7 +207,7 @@ def _missing(mask: Any, boxes: Any, tasks: Mapping[str, Any]) -> str:
     return f"no {absent[0]}" if absent else ""
 
 
-def _overlay(canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours: Mapping[str, Colour]) -> np.ndarray:
+def _overlay(canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours: Mapping[str, Colour], alpha: float) -> np.ndarray:
     ignored = mask == IGNORE
     if (wrong := mask[~ignored]).size and wrong.max() >= len(names):
         raise ValueError(f"mask holds class {wrong.max()}; there are {len(names)} classes and IGNORE is {IGNORE}")
@@ -213,7 +215,7 @@ def _overlay(canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours
     shown = np.zeros(len(table), dtype=bool)
     for i, name in enumerate(names):
         table[i], shown[i] = colours[name], not _hidden(name)
-    blended = cv2.addWeighted(canvas, 1 - ALPHA, table[mask], ALPHA, 0)
+    blended = cv2.addWeighted(canvas, 1 - alpha, table[mask], alpha, 0)
     result = np.where(shown[mask][..., None], blended, canvas)
     edges = np.zeros(mask.shape, dtype=bool)
     edges[:, 1:] = mask[:, 1:] != mask[:, :-1]

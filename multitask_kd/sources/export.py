@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,21 +37,30 @@ class Export(Source):
 
     def load(self, device: torch.device) -> nn.Module:
         files.expect(self.path, "export", for_what="program of torch.export")
-        content = self.path if self.trust_pickle else _archive(self.path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = torch.export.load(content)
-                if device.type != "cpu":
-                    program = _moved(program, device)
-                return _Program(program, str(self.path)).to(device)
-        except UserError:
-            raise
-        except Exception as error:  # torch raises many kinds
-            raise UserError(
-                f"path: {self.path} cannot be read as a program of torch.export ({files.first_line(error)}); "
-                "it is damaged, or was written by another version of torch: export it again with the one installed here"
-            ) from None
+        with _readable(self.path):
+            return _Program(open_program(self.path, device, self.trust_pickle), str(self.path)).to(device)
+
+
+def open_program(path: str, device: torch.device, trust_pickle: bool) -> Any:
+    """The ExportedProgram in a file, on ``device``. Raises UserError for one that torch would run code from, unless trusted."""
+    content = path if trust_pickle else _archive(path)
+    with _readable(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(content)
+        return _moved(program, device) if device.type != "cpu" else program
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds
+        raise UserError(
+            f"path: {path} cannot be read as a program of torch.export ({files.first_line(error)}); "
+            "it is damaged, or was written by another version of torch: export it again with the one installed here"
+        ) from None
 
 
 def _archive(path: str) -> io.BytesIO:

@@ -32,27 +32,32 @@ class Onnx(Source):
     tappable = False
 
     def load(self, device: torch.device) -> nn.Module:
-        kind = files.kind_of(self.path)
-        if kind in _OTHERS:
-            files.expect(self.path, "onnx", for_what="ONNX model")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(
-                f"source: the source onnx needs onnxruntime ({error}): pip install 'multitask_kd[onnx]', "
-                "or on a GPU onnxruntime-gpu in its place"
-            ) from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-        try:
-            session = onnxruntime.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as error:  # onnxruntime has a class of its own for every status
-            raise UserError(f"path: {self.path} {_why(str(error), kind)} ({files.first_line(error)})") from None
-        return _Session(session, str(self.path)).eval()
+        return _Session(open_session(self.path, device), str(self.path)).eval()
+
+
+def open_session(model: str | bytes, device: torch.device) -> Any:
+    """A session of onnxruntime for the file of an ONNX model, or for its content. Raises UserError."""
+    kind = "onnx" if isinstance(model, bytes) else files.kind_of(model)
+    if kind in _OTHERS:
+        files.expect(model, "onnx", for_what="ONNX model")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"source: the source onnx needs onnxruntime ({error}): pip install 'multitask_kd[onnx]', "
+            "or on a GPU onnxruntime-gpu in its place"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    try:
+        return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=providers)
+    except Exception as error:  # onnxruntime has a class of its own for every status
+        name = "the model" if isinstance(model, bytes) else model
+        raise UserError(f"path: {name} {_why(str(error), kind)} ({files.first_line(error)})") from None
 
 
 def _why(error: str, kind: str) -> str:
