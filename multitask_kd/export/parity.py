@@ -48,7 +48,7 @@ def detections(expected: Sequence[Any], found: Sequence[Any], tolerance: float) 
     """
     lacking = count = 0
     for a, b in zip(expected, found, strict=True):
-        reach = tolerance * max(1.0, *(float(side.abs().max()) for side in (a.boxes, b.boxes) if len(side)))
+        reach = tolerance * max([1.0, *(float(side.abs().max()) for side in (a.boxes, b.boxes) if len(side))])
         near = (a.boxes[:, None] - b.boxes[None]).abs().amax(-1) <= reach
         near &= (a.scores[:, None] - b.scores[None]).abs() <= tolerance
         near &= a.classes[:, None] == b.classes[None]

@@ -1,0 +1,412 @@
+"""Files for a device: what they say is what PyTorch says."""
+
+import io
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from multitask_kd import build, checkpoint
+from multitask_kd.batch import Found
+from multitask_kd.engine import export as exporting
+from multitask_kd.engine.evaluate import evaluate_checkpoint
+from multitask_kd.engine.export import Export, export
+from multitask_kd.engine.networks import open_network
+from multitask_kd.engine.train import train
+from multitask_kd.errors import UserError
+from multitask_kd.export import decode, describe, parity, program, quantise
+from multitask_kd.export import onnx as onnx_files
+from multitask_kd.export.module import Exported
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+
+CPU = torch.device("cpu")
+SIZE = (48, 64)
+DECODE = ["score_threshold=0.05", "max_detections=20"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def config(tiny, home):
+    """A run whose validation images are its training images, so that it finds something on them."""
+    changes = {"train.steps": 60, "train.ema": 0, "train.save_every": 60, "data.val": {"split": "train", "count": 12}}
+    return tiny(home / "run", {**changes, "model.width": 16, "eval.pictures": 0, "train.optimizer": {"lr": 1e-2, "warmup": 5}})
+
+
+@pytest.fixture(scope="module")
+def trained(config, home):
+    train(config)
+    return str(home / "run/best.pt")
+
+
+@pytest.fixture(scope="module")
+def net(trained):
+    return build.from_checkpoint(checkpoint.load(trained, "x"), "x").eval()
+
+
+@pytest.fixture(scope="module")
+def files(trained, home):
+    """files("raw.onnx", decode=..., ...) -> the path of that export, made once."""
+
+    def make(name, config=None, **options):
+        path = home / name
+        if not path.exists():
+            export(Export(trained, str(path), **options), config)
+        return str(path)
+
+    return make
+
+
+def images(count, seed=0):
+    return exporting.pictures(SIZE).repeat(2, 1, 1, 1)[seed : seed + count]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["raw.onnx", "raw.pt2"])
+def test_raw_outputs_are_pytorchs_at_any_batch(net, files, name):
+    network = open_network(files(name), "--checkpoint", CPU)
+    assert (network.size, network.precision, network.decoded) == (SIZE, "fp32", False)
+    assert network.kind == {"raw.onnx": "onnx", "raw.pt2": "program"}[name]
+    for count in (1, 3, 7):
+        expected, found = net(images(count)).preds, network.run(images(count)).preds
+        assert list(found) == ["seg", "det"]
+        for task in expected:
+            torch.testing.assert_close(found[task], expected[task], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["decoded.onnx", "decoded.pt2"])
+def test_decoded_outputs_are_what_the_tasks_decode(net, trained, files, name):
+    network = open_network(files(name, decode=DECODE), "--checkpoint", CPU)
+    assert network.decoded
+    tasks = build.tasks(network.arch, net)
+    for count in (1, 3, 7):
+        preds, found = net(images(count)).preds, network.run(images(count)).preds
+        assert isinstance(found["det"], Found) and found["det"].boxes.shape == (count, 20, 4)
+        expected = tasks["det"].decode(preds["det"], SIZE, score_threshold=0.05, max_detections=20)
+        assert sum(len(image.scores) for image in expected) >= 3 * count, "nothing to compare"
+        for image, boxes, scores, classes in zip(expected, *found["det"], strict=True):
+            number = len(image.scores)
+            torch.testing.assert_close(boxes[:number], image.boxes, atol=1e-3, rtol=0)
+            torch.testing.assert_close(scores[:number], image.scores, atol=1e-5, rtol=0)
+            assert torch.equal(classes[:number], image.classes)
+            assert (classes[number:] == -1).all() and not boxes[number:].any() and not scores[number:].any()
+        mask = tasks["seg"].decode(preds["seg"], SIZE).argmax(1)
+        assert (found["seg"].argmax(1) != mask).float().mean() < 1e-3 and len(mask.unique()) > 1
+
+
+def test_suppression_is_within_an_image_and_a_class():
+    """Three boxes at one place: of two of one class the better stays, the one of another class and the other image's stay."""
+    box = torch.tensor([10.0, 10, 20, 20])
+    boxes, scores = box.expand(2, 3, 4), torch.tensor([[0.9, 0.8, 0.7]]).expand(2, 3)
+    kept = decode.unsuppressed(boxes, torch.tensor([[0, 0, 1], [1, 0, 1]]), scores, 2, 0.6, 65.0)
+    assert kept.tolist() == [[True, False, True], [True, True, False]]
+
+
+def test_figures_are_those_of_the_checkpoint(trained, config, files):
+    expected = evaluate_checkpoint(config, trained)
+    assert expected["seg"]["mIoU"] > 15 and expected["det"]["mAP50"] > 1, "nothing to compare"
+    for name, options in (("raw.onnx", {}), ("raw.pt2", {}), ("all.onnx", {"decode": []})):
+        found = evaluate_checkpoint(config, files(name, **options))
+        assert found["images"] == expected["images"] == 12
+        for task, key in (("seg", "mIoU"), ("det", "mAP"), ("det", "mAP50")):
+            assert found[task][key] == pytest.approx(expected[task][key], abs=0.1), (name, key)
+
+
+@pytest.mark.parametrize("name", ["raw.onnx", "raw.pt2"])
+def test_a_file_describes_itself(net, trained, files, name):
+    path, content = files(name), checkpoint.load(trained, "x")
+    text = onnx_files.runner(path, CPU)[0] if name.endswith("onnx") else program.text_in(path)
+    found = json.loads(text)
+    assert found["format"] == describe.FORMAT and found["arch"] == content["arch"] and found["params"] == content["params"]
+    assert found["strides"] == {"seg": [4], "det": [8, 16]} and found["precision"] == "fp32" and found["decode"] is None
+    assert found["input"]["shape"] == ["batch", 3, *SIZE] and found["input"]["range"] == [0, 1]
+    assert list(found["outputs"]) == ["seg", "det"]
+    tasks = open_network(path, "x", CPU).tasks
+    assert tasks["det"].classes == tuple(content["arch"]["tasks"]["det"]["classes"]) and tasks["det"].strides == (8, 16)
+    assert os.getcwd().encode() not in Path(path).read_bytes(), "paths of the machine that exported"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["half.onnx", "half.pt2"])
+def test_half_precision_and_bytes(net, files, name):
+    path = files(name, precision="fp16", uint8=True)
+    network = open_network(path, "x", CPU)
+    assert network.precision == "fp16" and os.path.getsize(path) < 0.75 * os.path.getsize(files(f"raw.{name[5:]}"))
+    expected, found = net(images(3)).preds, network.run(images(3)).preds
+    for task in expected:
+        assert found[task].dtype == torch.float32
+        torch.testing.assert_close(found[task], expected[task], atol=0.02 * float(expected[task].abs().max()), rtol=0)
+    assert not torch.equal(found["seg"], expected["seg"])
+
+
+@torch.no_grad()
+def test_free_sides(net, trained, tmp_path):
+    path = str(tmp_path / "free.pt2")
+    assert "height" in str(export(Export(trained, path, dynamic_size=True)))
+    network = open_network(path, "x", CPU)
+    for size in ((48, 64), (64, 48), (80, 160)):
+        batch = exporting.pictures(size)[:2]
+        torch.testing.assert_close(network.run(batch).preds["det"], net(batch).preds["det"], atol=1e-4, rtol=1e-4)
+
+
+# INT8
+
+
+def test_int8_is_smaller_measured_and_runs(config, files, net):
+    path = files("int8.onnx", config, precision="int8", images=6, eval_images=8, decode=DECODE)
+    assert os.path.getsize(path) < 0.7 * os.path.getsize(files("decoded.onnx", decode=DECODE))
+    graph = onnx.load(path).graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights.values()) > 10
+    scales = [node.input[1] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights]
+    assert any(weights[scale].dims and weights[scale].dims[0] > 1 for scale in scales), "one scale for all channels"
+    network = open_network(path, "x", CPU)
+    seg = [network.run(images(count)).preds["seg"].shape for count in (1, 3)]
+    assert network.precision == "int8" and (seg[0][0], seg[1][0]) == (1, 3) and seg[0][1:] == seg[1][1:]
+    accuracy = json.loads(onnx_files.runner(path, CPU)[0])["accuracy"]
+    assert accuracy["images"] == 8 and accuracy["calibrated_on"] == 6 and accuracy["float"] in quantise.FLOAT
+    before, *after = accuracy["measured"]
+    assert (before["precision"], after[0]["precision"], after[0]["float"]) == ("fp32", "int8", "nothing")
+    taken = next(row for row in after if row["float"] == accuracy["float"])
+    again = evaluate_checkpoint(config, path)
+    assert again["images"] == 12 and abs(again["seg"]["mIoU"] - taken["figures"]["mIoU"]) < 20
+
+
+def test_what_stays_in_float(files):
+    graph = onnx.load(files("decoded.onnx", decode=DECODE)).graph
+    kinds = {node.name: node.op_type for node in graph.node}
+    weights = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
+    kept = {level: quantise.in_float(graph, level) for level in quantise.FLOAT}
+    nothing, last, heads = ([weights[n] for n in kept[level] if kinds[n] == "Conv"] for level in quantise.FLOAT)
+    assert nothing == [] and {"TopK", "NonMaxSuppression"} <= {kinds[n] for n in kept["nothing"]}
+    leaf = {"net.heads.seg.classifier.weight", "net.heads.det.classifier.weight", "net.heads.det.box.weight"}
+    assert set(last) == leaf | {"net.heads.det.objectness.weight"}
+    assert set(heads) > set(last) and all("heads" in name for name in heads) and len(heads) < len(weights)
+
+
+def test_int8_keeps_more_in_float_where_that_is_needed(monkeypatch):
+    """Losses of 4, 2 and 0.3 points: the third form is taken; of 4, 2 and 3: the second."""
+    task = type("T", (), {"main_metric": "mIoU", "headline": ("mIoU",)})()
+
+    def taken(*losses):
+        values = iter([60.0, *(60.0 - loss for loss in losses)])
+        data = type("D", (), {"rows": [0], "calibration": lambda self: (), "measure": lambda self, *_: (
+            {"images": 1, "seg": {"mIoU": next(values)}}, {"seg": task})})()  # fmt: skip
+        monkeypatch.setattr(quantise, "quantised", lambda model, images, kept: Form(kept))
+        description = {}
+        assert exporting._quantised(Form("fp32"), description, data).name == description["accuracy"]["float"]
+        return description["accuracy"]["float"], len(description["accuracy"]["measured"]) - 1
+
+    class Form:
+        def __init__(self, name):
+            self.name = name
+
+        def SerializeToString(self):
+            return b""
+
+    assert taken(4, 2, 0.3) == ("the heads", 3)
+    assert taken(4, 2, 3) == ("the last layers of the heads", 3)
+    assert taken(0.4) == ("nothing", 1)
+
+
+# what is caught
+
+
+class Off(Exported):
+    """Says a thousandth more than the network."""
+
+    def forward(self, images):
+        raw, *rest = super().forward(images)
+        return (raw * 1.001, *rest)
+
+
+def test_a_file_that_says_something_else_is_not_kept(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "Exported", Off)
+    out = tmp_path / "net.pt2"
+    out.write_bytes(b"the old file")
+    with pytest.raises(UserError, match="was not written: its output 'seg' differs from PyTorch's.*--tolerance"):
+        export(Export(trained, str(out)))
+    assert out.read_bytes() == b"the old file" and os.listdir(tmp_path) == ["net.pt2"]
+    export(Export(trained, str(out), tolerance=0.01))
+    assert len(out.read_bytes()) > 1000 and os.listdir(tmp_path) == ["net.pt2"]
+
+
+def test_decoding_that_says_something_else_is_not_kept(trained, tmp_path, monkeypatch):
+    true = decode.unsuppressed
+    monkeypatch.setattr(decode, "unsuppressed", lambda *args: true(*args[:4], 0.01, args[5]))
+    with pytest.raises(UserError, match=r"\d+ of \d+ detections have no counterpart"):
+        export(Export(trained, str(tmp_path / "net.pt2"), decode=DECODE))
+    assert os.listdir(tmp_path) == []
+
+
+def test_gaps():
+    a, b = torch.tensor([1.0, -50.0]), torch.tensor([1.001, -50.0])
+    found = parity.gap("x", a, b)
+    assert found.absolute == pytest.approx(1e-3, rel=1e-3) and found.relative == pytest.approx(2e-5, rel=1e-3)
+    assert found.within(1e-4) and not found.within(1e-5)
+    small = parity.gap("x", a / 1e3, b / 1e3)  # a part of a small output's value may differ more
+    assert small.relative == pytest.approx(2e-5, rel=1e-3) and small.within(1e-4)
+    for other in (torch.tensor([float("nan"), 0.0]), torch.zeros(3)):
+        assert not parity.gap("x", a, other).within(1e9)
+
+
+def test_a_missing_detection_is_counted():
+    class One:
+        def __init__(self, boxes, scores, classes):
+            self.boxes, self.scores, self.classes = torch.tensor(boxes).view(-1, 4), torch.tensor(scores), torch.tensor(classes)
+
+    a = One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 1])
+    swapped = One([[5.0, 5, 9, 9], [0.0, 0, 9, 9]], [0.5, 0.9], [1, 0])
+    assert parity.detections([a], [swapped], 1e-4) == (0, 4)
+    assert parity.detections([a], [One([[0.0, 0, 9, 9]], [0.9], [0])], 1e-4) == (1, 3)
+    assert parity.detections([a], [One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 0])], 1e-4) == (2, 4)
+    assert parity.detections([a], [One([], [], [])], 1e-4) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"out": "net.onx"}, "--out: 'net.onx' ends in '.onx', which is no format here; did you mean '.onnx'?"),
+        ({"out": "net.pt2", "precision": "int8"}, "--int8 is for ONNX; give an --out that ends in .onnx"),
+        ({"out": "net.pt2", "opset": 18}, "--opset is for ONNX"),
+        ({"precision": "int8"}, "--int8: needs --config"),
+        ({"images": 4}, "--images: is for --int8"),
+        ({"eval_images": 0, "precision": "int8"}, "--eval-images: 0 is not a number of images"),
+        ({"decode": [], "dynamic_size": True}, "--dynamic-size: boxes and masks are decoded for one size"),
+        ({"tolerance": 0.0}, "--tolerance: 0.0 is not a number above 0"),
+        ({"decode": ["score_treshold=0.3"]}, "--decode.score_treshold: no such option; did you mean 'score_threshold'?"),
+        ({"decode": ["nms_iou=2"]}, "--decode: nms_iou: 2"),
+        ({"decode": ["nms_iou=high"]}, "--decode.nms_iou: needs a number"),
+        ({"decode": ["0.3"]}, "--decode: '0.3': write it as key=value; keys: score_threshold"),
+        ({"opset": 99}, "--opset: 99 cannot be written; 18 to"),
+        ({"checkpoint": "none.pt"}, "--checkpoint: there is no checkpoint none.pt"),
+    ],
+)
+def test_faulty_options(trained, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(said)):
+        export(Export(**{"checkpoint": trained, "out": "net.onnx", **options}))
+    assert os.listdir(tmp_path) == []
+
+
+def test_int8_of_other_data_and_sets(trained, config, tiny, tmp_path):
+    with pytest.raises(UserError, match="--calibrate: unknown set 'trian'; did you mean 'train'?"):
+        export(Export(trained, str(tmp_path / "x.onnx"), precision="int8", calibrate="trian"), config)
+
+
+def test_the_tool(tool, trained, tmp_path):
+    status, out, err = tool("export", "--checkpoint", trained, "--out", tmp_path / "deep/net.pt2", "--decode", "max_detections=3")
+    assert status == 0, err
+    assert "largest difference" in out and "output boxes" in out and "Traceback" not in err
+    assert open_network(str(tmp_path / "deep/net.pt2"), "x", CPU).run(images(1)).preds["det"].scores.shape == (1, 3)
+    status, _, err = tool("export", "--checkpoint", trained, "--out", tmp_path / "x.onnx", "run.threads=1")
+    assert status == 2 and "key=value changes --config, which is not given" in err
+    status, _, err = tool("export", "--checkpoint", trained, "--out", tmp_path / "x.onnx", "--fp16", "--int8")
+    assert status == 2 and "not allowed with" in err
+
+
+def test_packages_that_are_not_installed(trained, files, tmp_path, monkeypatch):
+    path = files("raw.onnx")
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(__import__("sys").modules, name, None)
+            with pytest.raises(UserError, match=re.escape("pip install 'multitask_kd[export]'")):
+                export(Export(trained, str(tmp_path / "x.onnx")))
+            if name == "onnxruntime":
+                with pytest.raises(UserError, match=re.escape("--checkpoint: exported files in ONNX need onnxruntime")):
+                    open_network(path, "--checkpoint", CPU)
+
+
+# files of others
+
+
+def refused(path, said):
+    with pytest.raises(UserError, match=said) as error:
+        open_network(str(path), "--checkpoint", CPU)
+    assert str(error.value).startswith("--checkpoint: ") and "path: " not in str(error.value)
+
+
+def test_files_of_others(files, tmp_path):
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["b", 3, 4, 4])], [value("y", 1, ["b", 3, 4, 4])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(model, foreign)
+    refused(foreign, "was not written by tools/export.py")
+    for text, said in (
+        ("{}", "not 'multitask_kd.export/1' but 'None'"),
+        ("no json", "nothing that can be read"),
+        ("[]", "nothing"),
+    ):
+        del model.metadata_props[:]
+        model.metadata_props.add(key=describe.KEY, value=text)
+        onnx.save(model, foreign)
+        refused(foreign, said)
+
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3, 4, 4),)), tmp_path / "foreign.pt2")
+    refused(tmp_path / "foreign.pt2", "was not written by tools/export.py")
+    refused(tmp_path / "none.onnx", "there is no file")
+    for name, whole in (("cut.onnx", files("raw.onnx")), ("cut.pt2", files("raw.pt2"))):
+        (tmp_path / name).write_bytes(Path(whole).read_bytes()[:2000])
+        refused(tmp_path / name, "damaged")
+    (tmp_path / "page.onnx").write_bytes(b"<!doctype html><html></html>")
+    refused(tmp_path / "page.onnx", "web page")
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_program_is_never_run(files, tmp_path):
+    path, marker, buffer = tmp_path / "net.pt2", tmp_path / "ran", io.BytesIO()
+    torch.save(Trap(str(marker)), buffer)
+    with zipfile.ZipFile(files("raw.pt2")) as old, zipfile.ZipFile(path, "w") as new:
+        traps = 0
+        for name in old.namelist():
+            trap = name.endswith("sample_inputs/model.pt")
+            traps += trap
+            new.writestr(name, buffer.getvalue() if trap else old.read(name))
+    assert traps == 1
+    refused(path, "pickled objects.*not opened")
+    assert not marker.exists()
+
+
+# every network that is shipped
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("encoder", "det"),
+    [
+        ("tu-mobilenetv4_conv_small_035", {"depth": 1, "strides": [8, 16, 32]}),
+        ("tu-mobilenetv4_conv_small", {"depth": 0}),
+        ("tu-resnet10t", {"depth": 2, "strides": [8, 16, 32]}),
+    ],
+)
+def test_the_encoders_and_heads_of_the_recipes(encoder, det):
+    torch.manual_seed(0)
+    tasks = {"seg": {"classes": list("abcde"), "head": {"depth": det["depth"]}}, "det": {"classes": ["x"], "head": det}}
+    arch = {"encoder": encoder, "strides": [4, 8, 16, 32], "width": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "tasks": tasks}
+    net = build.network(arch).eval()
+    run = onnx_files.runner(onnx_files.content(onnx_files.to_onnx(Exported(net), (64, 96), ["seg", "det"]), {"format": "x"}), CPU)[
+        1
+    ]
+    for count in (1, 3):
+        batch = exporting.pictures((64, 96))[:count]
+        for gap in parity.raw_gaps(net, run(batch), batch):
+            assert gap.within(1e-4), gap
