@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
 COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources"} | LEAVES
-BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "distill", "checkpoint", "precision", "report"}
+BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "distill", "checkpoint", "precision", "report", "compress"}
 
 # a part of the package -> the parts it may import, besides itself
 ALLOWED = {
@@ -26,15 +26,17 @@ ALLOWED = {
     "data": LEAVES | {"atomic"},
     "metrics": {"batch", "errors"},
     "models": LEAVES,
+    "compress": {"models"} | LEAVES,
     "sources": LEAVES,
     "losses": {"models"} | LEAVES,
     "tasks": {"models", "metrics"} | LEAVES,
     "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,
     "report": {"atomic", "batch", "errors"},
     "build_distill": COMPONENTS | {"config", "distill"},
-    "build_net": COMPONENTS | {"config", "checkpoint"},
+    "build_net": COMPONENTS | {"checkpoint", "compress", "config"},
     "build_teacher": COMPONENTS | {"build_distill", "build_net", "config", "distill", "checkpoint", "precision"},
-    "build": COMPONENTS | {"build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
+    "build": COMPONENTS
+    | {"compress", "build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
     "docs": COMPONENTS | {"distill", "config", "search_config", "study_config", "build"},
 }
@@ -44,6 +46,7 @@ MORE = {
     "sources/smp.py": {"models"},
     "engine/train.py": {"config"},
     "engine/bench.py": {"config"},
+    "engine/prune.py": {"config"},
     "engine/data_report.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},
