@@ -13,10 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .batch import Batch
-from .build_distill import build_balance, build_distiller, build_objective, build_soft, show_nothing, soft_loss
-from .build_net import arch, check_classes, from_checkpoint, network, tasks  # noqa: F401  (build is the engine's one door)
+from .build_distill import build_balance, build_distiller, build_objective, build_soft, schedule, show_nothing, soft_loss
+from .build_net import arch, check_classes, from_checkpoint, network, started, student, tasks  # noqa: F401  (build is the engine's one door)
 from .build_teacher import build_teachers, check_teachers, read_teachers
+from .compress.graph import torch_pruning
+from .compress.sparse import Sparse
 from .config import SET_KEYS, TRAINING_ONLY, Config, DataSet
+from .config import Section as Scheduled
 from .data import loader as data_loader
 from .data.base import LAYOUTS
 from .data.sets import Draw, Member, Sets, pools
@@ -37,7 +40,8 @@ log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
-    """Every name and option of the config, before anything is read. Raises UserError naming the key."""
+    """Every name and option of the config, before data is read. Raises UserError naming the key."""
+    config = started(config)
     for split in ("train", "val"):
         for name, section in config.data.sets(split).items():
             _check_set(section, set_place(config, split, name), split)
@@ -49,6 +53,8 @@ def check(config: Config) -> None:
         if hasattr(nn.ModuleDict(), name):
             raise UserError(f"distill.{name}: PyTorch has its own use of this name; choose another")
         soft_loss(section, f"distill.{name}")
+    if config.sparse is not None and config.sparse.method == "group":
+        torch_pruning("sparse.method: group")
     build_balance(config, [])
     if config.distill:
         _check_paths(config)
@@ -154,6 +160,7 @@ class Recipe:
     val_layout: Sets
     pools: list[data_loader.Pool]
     schedules: dict[str, Schedule]
+    sparse: Sparse | None = None
 
     @property
     def student(self) -> MultiTaskNet:
@@ -217,6 +224,7 @@ def val_loader(
 
 def recipe(config: Config) -> Recipe:
     """Build a run: names and options first, then data, teacher and student. Raises UserError."""
+    config = started(config)
     check(config)
     on = device(config.run.device)
     resolve_amp(config.train.amp, on, "train.amp")
@@ -232,7 +240,7 @@ def recipe(config: Config) -> Recipe:
         renamed = any(section.rename for section in config.data.sets("train").values())
         raise UserError(f"{error}; rename them as in data.train" if renamed else str(error)) from None
     found = build_pools(config, train_layout)
-    net = network(plan, config.model.weights)  # before the teacher: the same seed gives the same start without one
+    net = student(config, plan)  # before the teacher: the same seed gives the same start without one
     show_nothing(net, config.data.input_size, "network")
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
     with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training sees
@@ -240,7 +248,18 @@ def recipe(config: Config) -> Recipe:
         torch.manual_seed(config.run.seed)  # what a teacher is loaded with must not change how its pupils' adapters start
         distiller, schedules = build_distiller(config, net.to(on), parts, teachers)
     objective = build_objective(config, distiller, schedules)
-    return Recipe(config, on, plan, parts, distiller.to(on), objective, teachers, train_layout, val_layout, found, schedules)
+    sparse = build_sparse(config, distiller.to(on).student, schedules)
+    return Recipe(config, on, plan, parts, distiller, objective, teachers, train_layout, val_layout, found, schedules, sparse)
+
+
+def build_sparse(config: Config, net: MultiTaskNet, schedules: dict[str, Schedule]) -> Sparse | None:
+    """The penalty of sparse training; a schedule of its weight is noted in ``schedules``."""
+    if config.sparse is None:
+        return None
+    weight = schedule(config.sparse.weight)
+    if isinstance(config.sparse.weight, Scheduled):
+        schedules["sparse.weight"] = weight
+    return Sparse(net, config.data.input_size, method=config.sparse.method, weight=weight)
 
 
 def build_pools(config: Config, found: Sets) -> list[data_loader.Pool]:

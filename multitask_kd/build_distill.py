@@ -134,7 +134,8 @@ def _cross_head(name: str, section: Any, net: MultiTaskNet, teachers: Teachers) 
         return None
     taught_by = teachers.members[teachers.subjects[name].teachers[0]]
     levels = {s: f"neck.{level_name(s)}" for s in taught_by.net.heads[name].strides}
-    return CrossHead(taught_by.net.heads[name], levels, net.neck.width, taught_by.net.neck.width)
+    widths = {s: (net.neck.width_at(s), taught_by.net.neck.width_at(s)) for s in levels}
+    return CrossHead(taught_by.net.heads[name], levels, widths)
 
 
 def show_nothing(net: nn.Module, size: Sequence[int], who: str) -> None:

@@ -1,8 +1,8 @@
 """Files of a run: written atomically, read without running code, resumed exactly.
 
-A checkpoint is plain data: ``format``, ``arch`` (what build.network needs), ``params`` (their number), ``model`` (the
-student's weights alone; the average where there is one), ``labelled_images`` and ``unlabelled_images`` (that it saw),
-``metrics``, ``step``, ``config``. last.pt has ``resume`` besides.
+A checkpoint is plain data: ``format``, ``arch`` (what build.network needs; of a network that was cut also its ``widths``),
+``params`` (their number), ``model`` (the student's weights alone; the average where there is one), ``labelled_images`` and
+``unlabelled_images`` (that it saw), ``metrics``, ``step``, ``config``. last.pt has ``resume`` besides, a cut network ``pruned``.
 """
 
 from __future__ import annotations
@@ -71,8 +71,13 @@ def load_weights(net: nn.Module, state: dict[str, torch.Tensor], where: str) -> 
 
 def digest(net: nn.Module) -> str:
     """A fingerprint of a network's weights and buffers."""
+    return digest_of(net.state_dict())
+
+
+def digest_of(state: dict[str, torch.Tensor]) -> str:
+    """A fingerprint of the tensors of a state dict."""
     seen = hashlib.sha256()
-    for name, value in net.state_dict().items():
+    for name, value in state.items():
         seen.update(name.encode())
         seen.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return seen.hexdigest()

@@ -212,6 +212,9 @@ class Data(Section):
 class Model(Section):
     """The network: encoder, feature pyramid; the heads are in `tasks`."""
 
+    start: PathText | None = None
+    """A checkpoint of ours (a trained network, or what tools/prune.py made of one) whose architecture, with its heads, and weights
+    the training begins from; the keys below and `tasks.*.head` are then its own and are left out here."""
     encoder: str = "tu-mobilenetv4_conv_small_035"
     """An encoder of segmentation-models-pytorch, or tu-<name> for one of timm."""
     weights: str | None = None
@@ -224,6 +227,12 @@ class Model(Section):
     """Input mean, RGB in [0,1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Input standard deviation, RGB in [0,1]."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Model:
+        if self.start is not None and self.weights is not None:
+            raise ValueError("weights: model.start has weights of its own; leave one of the two out")
+        return self
 
     @model_validator(mode="after")
     def _strides_rise(self) -> Model:
@@ -547,6 +556,17 @@ class Optimizer(Section):
     """Learning rate at the end, as a fraction of the peak."""
 
 
+class Sparse(Section):
+    """Sparse training: a penalty that draws channels towards zero, so that tools/prune.py finds some that hardly matter."""
+
+    method: Literal["scale", "group"] = "scale"
+    """scale: the sum of the absolute weights of BatchNorm and GroupNorm (Network Slimming, Liu et al., 2017); group: of all weights
+    that make, scale and read a channel together, the weaker the channel the more (DepGraph, Fang et al., 2023; needs
+    torch-pruning)."""
+    weight: ScheduledWeight = 1e-4
+    """Weight of the penalty in the total."""
+
+
 class Train(Section):
     """The loop."""
 
@@ -616,6 +636,8 @@ class Config(Section):
     """Needed where an alpha is above 0 or `distill` has a term; never loaded otherwise."""
     teachers: Annotated[dict[str, Teacher], BeforeValidator(_named_sections)] = Field(default_factory=dict)
     """By a name of your choice: several teachers instead of the one, for a task each or for the same task (averaged)."""
+    sparse: Sparse | None = None
+    """Null: off."""
     train: Train = Train()
     eval: Eval = Eval()
 
@@ -676,7 +698,7 @@ class Config(Section):
             if teacher is not None:
                 self._teacher_fits(place, teacher)
         stride = max(self.model.strides)
-        if any(n % stride for n in self.data.input_size):
+        if self.model.start is None and any(n % stride for n in self.data.input_size):
             raise ValueError(f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}")
         return self
 

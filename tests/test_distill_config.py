@@ -531,7 +531,7 @@ def test_through_the_teachers_head_the_students_own_learns_nothing(tiny, distill
 def test_the_teachers_pyramid_through_its_own_head_is_the_teachers_prediction(tiny, distilled, tmp_path):
     run = build.recipe(tiny(tmp_path, distilled))
     net = run.teachers.members["teacher"].net
-    cross = CrossHead(net.heads["det"], {8: "fine", 16: "coarse"}, 16, 16)
+    cross = CrossHead(net.heads["det"], {8: "fine", 16: "coarse"}, {8: (16, 16), 16: (16, 16)})
     with torch.no_grad():
         for conv in cross.align.values():
             conv.weight.copy_(torch.eye(16)[:, :, None, None])

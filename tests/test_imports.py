@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
 COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources"} | LEAVES
-BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "distill", "checkpoint", "export", "precision", "report"}
+BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "checkpoint", "compress", "distill", "export", "precision"}
+BUILT |= {"report"}
 
 # a part of the package -> the parts it may import, besides itself
 ALLOWED = {
@@ -26,6 +27,7 @@ ALLOWED = {
     "data": LEAVES | {"atomic"},
     "metrics": {"batch", "errors"},
     "models": LEAVES,
+    "compress": {"models"} | LEAVES,
     "sources": LEAVES,
     "losses": {"models"} | LEAVES,
     "tasks": {"models", "metrics"} | LEAVES,
@@ -33,9 +35,10 @@ ALLOWED = {
     "report": {"atomic", "batch", "errors"},
     "export": {"__version__", "models", "sources", "tasks"} | LEAVES,
     "build_distill": COMPONENTS | {"config", "distill"},
-    "build_net": COMPONENTS | {"config", "checkpoint"},
+    "build_net": COMPONENTS | {"checkpoint", "compress", "config"},
     "build_teacher": COMPONENTS | {"build_distill", "build_net", "config", "distill", "checkpoint", "precision"},
-    "build": COMPONENTS | {"build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
+    "build": COMPONENTS
+    | {"compress", "build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
     "docs": COMPONENTS | {"distill", "config", "search_config", "study_config", "build"},
 }
@@ -45,6 +48,7 @@ MORE = {
     "sources/smp.py": {"models"},
     "engine/train.py": {"config"},
     "engine/bench.py": {"config"},
+    "engine/prune.py": {"config"},
     "engine/data_report.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},

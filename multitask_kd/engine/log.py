@@ -50,6 +50,10 @@ class RunLog:
         """picture: uint8 [H,W,3]."""
         self._board.add_image(name, picture, step, dataformats="HWC")
 
+    def histogram(self, name: str, step: int, values: Tensor) -> None:
+        """How ``values``, of any shape, are spread; in TensorBoard alone."""
+        self._board.add_histogram(name, values, step)
+
     def text(self, name: str, text: str) -> None:
         self._board.add_text(name, text)
 

@@ -32,7 +32,8 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     A run that is finished is kept, one that was interrupted goes on where it stopped. Returns the results, or None when
     a signal stopped a run. Raises UserError.
     """
-    study, configs = load_study(path)
+    study, given = load_study(path)
+    configs = {name: {seed: build.started(config) for seed, config in runs.items()} for name, runs in given.items()}
     for runs in configs.values():
         for config in runs.values():
             build.check(config)
@@ -61,7 +62,8 @@ def forget_pupils(configs: Mapping[str, Mapping[int, Config]], *, overwrite: boo
     anew: set[Path] = set()
     for config in (config for runs in configs.values() for config in runs.values()):
         folder = Path(config.run.dir)
-        if any(teacher.path and Path(teacher.path).parent in anew for teacher in config.named_teachers.values()):
+        needed = [config.model.start, *(teacher.path for teacher in config.named_teachers.values())]
+        if any(file and Path(file).parent in anew for file in needed):
             (folder / "config.yaml").unlink(missing_ok=True)
         if overwrite or not is_done(config):
             anew.add(folder)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from .. import checkpoint
+from .. import build, checkpoint
 from ..atomic import write_text
 from ..batch import Batch, View
 from ..build import Recipe, decode_options, recipe
@@ -43,9 +43,13 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     Writes into ``run.dir``: config.yaml, best.pt, last.pt, metrics.jsonl, metrics.json, tensorboard/.
     Raises UserError for a bad config, bad data, a run folder in use, or a loss that is not finite.
     """
+    config = build.started(config)
     folder = Path(config.run.dir)
     check_folder(folder, dump(config), resume=resume, overwrite=overwrite)
-    needs = {f"{place}.path": t.path for place, t in config.named_teachers.items()} | {"model.weights": config.model.weights}
+    needs = {f"{place}.path": t.path for place, t in config.named_teachers.items()} | {
+        "model.weights": config.model.weights,
+        "model.start": config.model.start,
+    }
     for key, needed in needs.items():
         if needed and Path(needed).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them")
@@ -105,6 +109,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     total, weighted = run.objective(losses, part, run.distiller.shared)
                     if c.log_gradients and part_of_step == 0 and ((step + 1) % c.log_every == 0 or step + 1 == c.steps):
                         pulls = gradient_report(weighted, run.distiller.shared)
+                    if run.sparse:
+                        total, weighted = run.sparse(total, weighted, part)
                     scaler.scale(total / c.accumulate).backward()
                     meter.add(losses, weighted)
                 step, timed = step + 1, timed + 1
@@ -141,6 +147,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                 if evaluates:
                     metrics = run_evaluation(run, state.result(), journal, progress, step)
                     state.keep_best(metrics, step)
+                    if run.sparse:
+                        journal.histogram("sparse/scales", step, run.sparse.scales())
                     for name, picture in draw(run, state.result(), run.config.eval.pictures).items():
                         journal.picture(f"pictures/{name}", step, picture)
                     judged = bool(judge and not last and judge(step, metrics))
@@ -334,7 +342,7 @@ class State:
         self.run, self.optimizer, self.scaler, self.ema = run, optimizer, scaler, ema
         self.meter, self.folder = meter, folder
         self.best = float("-inf")
-        self.teacher = teachers_digest(run)
+        self.teacher, self.start = teachers_digest(run), start_digest(run)
         self.metrics: dict[str, Any] = {}
 
     def result(self) -> torch.nn.Module:
@@ -371,6 +379,7 @@ class State:
             "best": self.best,
             "random": checkpoint.random_state(),
             "teacher": self.teacher,
+            "start": self.start,
         }
         checkpoint.save(self.folder / "last.pt", self._content(step) | {"resume": resume})
 
@@ -386,6 +395,11 @@ class State:
             raise UserError(
                 f"--resume: {files} holds other weights than when the run began; put the teacher back, or start again with "
                 "--overwrite"
+            )
+        if resume.get("start") != self.start:
+            raise UserError(
+                f"--resume: {self.run.config.model.start} holds other weights than when the run began; put the file back, or "
+                "start again with --overwrite"
             )
         checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
         self.optimizer.load_state_dict(resume["optimizer"])
@@ -409,6 +423,12 @@ def teachers_digest(run: Recipe) -> str | None:
         whole = section.source != "checkpoint" and section.path is not None and Path(section.path).is_file()
         found.append(checkpoint.file_digest(section.path, place) if whole else checkpoint.digest(member.net))
     return found[0] if len(found) == 1 else ",".join(found)
+
+
+def start_digest(run: Recipe) -> str | None:
+    """A fingerprint of the weights that training began from, where they are a whole network's."""
+    path = run.config.model.start
+    return None if path is None else checkpoint.digest_of(checkpoint.load(path, "model.start")["model"])
 
 
 class StopSignal:

@@ -27,6 +27,10 @@ class Pyramid(nn.Module):
         for stride in self.strides:
             self.add_module(level_name(stride), nn.Identity())
 
+    def width_at(self, stride: int) -> int:
+        """Channels of the level of ``stride``: ``width``, or fewer where they were cut."""
+        return self.fpn.layer_blocks[self.strides.index(stride)][0].out_channels
+
     def forward(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """Maps at ``strides``, finest first -> {stride: [B,width,H/stride,W/stride]}."""
         levels = self.fpn(OrderedDict((str(s), f) for s, f in zip(self.strides, features, strict=True)))
