@@ -12,6 +12,7 @@ from .config import SCHEDULES, Config, DataSet, Section
 from .data.base import LAYOUTS
 from .distill.balance import BALANCES
 from .losses.base import LOSSES
+from .pipeline_config import Pipeline
 from .registry import options_of
 from .search_config import Search
 from .sources.base import SOURCES
@@ -59,7 +60,9 @@ def config_page() -> str:
         "One config under many settings: `python tools/search.py --config CONFIG.yaml --space SEARCH.yaml`.",
         "",
     ]
-    return "\n".join([*parts, *_sections(Search, "")]).rstrip() + "\n"
+    parts += _sections(Search, "")
+    parts += ["## Pipelines", "", "From a trained network to a small one: `python tools/pipeline.py --config PIPELINE.yaml`.", ""]
+    return "\n".join([*parts, *_sections(Pipeline, "")]).rstrip() + "\n"
 
 
 def _schedules() -> list[str]:

@@ -12,6 +12,13 @@ from .config import Config, Natural, Section, load, read_yaml, validate
 from .errors import UserError, did_you_mean
 
 
+def plain_dir(value: str) -> str:
+    """A folder's path that can stand in YAML texts and in file names. Raises ValueError for another."""
+    if not value or re.search(r"[^\w ./\\:+~-]|: | $", value):
+        raise ValueError("use letters, digits, spaces, and . _ - + ~ /")
+    return value
+
+
 class StudyRun(Section):
     """One network of a study."""
 
@@ -48,9 +55,7 @@ class Study(Section):
     @field_validator("dir")
     @classmethod
     def _dir_is_plain(cls, value: str) -> str:
-        if not value or re.search(r"[^\w ./\\:+~-]|: | $", value):  # it becomes part of YAML texts and of file names
-            raise ValueError("use letters, digits, spaces, and . _ - + ~ /")
-        return value
+        return plain_dir(value)
 
     @model_validator(mode="after")
     def _controls_exist(self) -> Study:

@@ -23,6 +23,7 @@ ALLOWED = {
     "config": {"errors"},
     "study_config": {"config", "errors"},
     "search_config": {"config", "errors"},
+    "pipeline_config": {"config", "study_config", "errors"},
     "cli": {"errors"},
     "data": LEAVES | {"atomic"},
     "metrics": {"batch", "errors"},
@@ -40,7 +41,7 @@ ALLOWED = {
     "build": COMPONENTS
     | {"compress", "build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
-    "docs": COMPONENTS | {"distill", "config", "search_config", "study_config", "build"},
+    "docs": COMPONENTS | {"distill", "config", "pipeline_config", "search_config", "study_config", "build"},
 }
 # files that may import more than their part: the loop names the type it is given, study and search read their own kind of config,
 # smp's networks have the encoders whose names models checks
@@ -52,6 +53,7 @@ MORE = {
     "engine/data_report.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},
+    "engine/pipeline.py": {"config", "pipeline_config"},
 }
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
