@@ -23,11 +23,12 @@ from multitask_kd.export import onnx as onnx_files
 from multitask_kd.export.module import Exported
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+for _package in ("onnxscript", "onnxruntime"):
+    pytest.importorskip(_package)
 
 CPU = torch.device("cpu")
 SIZE = (48, 64)
-DECODE = ["score_threshold=0.05", "max_detections=20"]
+DECODE = ["max_detections=20"]
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +85,16 @@ def test_raw_outputs_are_pytorchs_at_any_batch(net, files, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["decoded.onnx", "decoded.pt2"])
-def test_decoded_outputs_are_what_the_tasks_decode(net, trained, files, name):
-    network = open_network(files(name, decode=DECODE), "--checkpoint", CPU)
+@pytest.mark.parametrize(("name", "given"), [("decoded.onnx", []), ("decoded.pt2", DECODE)])
+def test_decoded_outputs_are_what_the_tasks_decode(net, files, name, given):
+    network = open_network(files(name, decode=given), "--checkpoint", CPU)
     assert network.decoded
+    most = 20 if given else 100
     tasks = build.tasks(network.arch, net)
     for count in (1, 3, 7):
         preds, found = net(images(count)).preds, network.run(images(count)).preds
-        assert isinstance(found["det"], Found) and found["det"].boxes.shape == (count, 20, 4)
-        expected = tasks["det"].decode(preds["det"], SIZE, score_threshold=0.05, max_detections=20)
+        assert isinstance(found["det"], Found) and found["det"].boxes.shape == (count, most, 4)
+        expected = tasks["det"].decode(preds["det"], SIZE, max_detections=most)
         assert sum(len(image.scores) for image in expected) >= 3 * count, "nothing to compare"
         for image, boxes, scores, classes in zip(expected, *found["det"], strict=True):
             number = len(image.scores)
@@ -115,7 +117,7 @@ def test_suppression_is_within_an_image_and_a_class():
 def test_figures_are_those_of_the_checkpoint(trained, config, files):
     expected = evaluate_checkpoint(config, trained)
     assert expected["seg"]["mIoU"] > 15 and expected["det"]["mAP50"] > 1, "nothing to compare"
-    for name, options in (("raw.onnx", {}), ("raw.pt2", {}), ("all.onnx", {"decode": []})):
+    for name, options in (("raw.onnx", {}), ("raw.pt2", {}), ("decoded.onnx", {"decode": []})):
         found = evaluate_checkpoint(config, files(name, **options))
         assert found["images"] == expected["images"] == 12
         for task, key in (("seg", "mIoU"), ("det", "mAP"), ("det", "mAP50")):
@@ -163,8 +165,8 @@ def test_free_sides(net, trained, tmp_path):
 
 
 def test_int8_is_smaller_measured_and_runs(config, files, net):
-    path = files("int8.onnx", config, precision="int8", images=6, eval_images=8, decode=DECODE)
-    assert os.path.getsize(path) < 0.7 * os.path.getsize(files("decoded.onnx", decode=DECODE))
+    path = files("int8.onnx", config, precision="int8", images=6, eval_images=8, decode=[])
+    assert os.path.getsize(path) < 0.7 * os.path.getsize(files("decoded.onnx", decode=[]))
     graph = onnx.load(path).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights.values()) > 10
@@ -183,7 +185,7 @@ def test_int8_is_smaller_measured_and_runs(config, files, net):
 
 
 def test_what_stays_in_float(files):
-    graph = onnx.load(files("decoded.onnx", decode=DECODE)).graph
+    graph = onnx.load(files("decoded.onnx", decode=[])).graph
     kinds = {node.name: node.op_type for node in graph.node}
     weights = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
     kept = {level: quantise.in_float(graph, level) for level in quantise.FLOAT}
@@ -391,21 +393,22 @@ def test_code_in_a_program_is_never_run(files, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("encoder", "det"),
+    ("encoder", "det", "kind"),
     [
-        ("tu-mobilenetv4_conv_small_035", {"depth": 1, "strides": [8, 16, 32]}),
-        ("tu-mobilenetv4_conv_small", {"depth": 0}),
-        ("tu-resnet10t", {"depth": 2, "strides": [8, 16, 32]}),
+        ("tu-mobilenetv4_conv_small_035", {"depth": 1, "strides": [8, 16, 32]}, "onnx"),
+        ("tu-mobilenetv4_conv_small", {"depth": 0}, "program"),
+        ("tu-resnet10t", {"depth": 2, "strides": [8, 16, 32]}, "onnx"),
     ],
 )
-def test_the_encoders_and_heads_of_the_recipes(encoder, det):
+def test_the_encoders_and_heads_of_the_recipes(encoder, det, kind):
     torch.manual_seed(0)
     tasks = {"seg": {"classes": list("abcde"), "head": {"depth": det["depth"]}}, "det": {"classes": ["x"], "head": det}}
     arch = {"encoder": encoder, "strides": [4, 8, 16, 32], "width": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "tasks": tasks}
-    net = build.network(arch).eval()
-    run = onnx_files.runner(onnx_files.content(onnx_files.to_onnx(Exported(net), (64, 96), ["seg", "det"]), {"format": "x"}), CPU)[
-        1
-    ]
+    net, names = build.network(arch).eval(), ["seg", "det"]
+    if kind == "onnx":
+        run = onnx_files.runner(onnx_files.to_onnx(Exported(net), (64, 96), names).SerializeToString(), CPU)[1]
+    else:
+        run = program.of_program(program.to_program(Exported(net), (64, 96)), names, CPU)
     for count in (1, 3):
         batch = exporting.pictures((64, 96))[:count]
         for gap in parity.raw_gaps(net, run(batch), batch):

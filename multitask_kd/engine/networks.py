@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import build
 from ..batch import View
 from ..checkpoint import load
-from ..errors import UserError
+from ..errors import UserError, told
 from ..export import describe, onnx, program
 from ..export.needs import needed
 from ..models.multitask import count_parameters
@@ -90,12 +90,12 @@ def _exported(path: str, kind: str, where: str, device: torch.device) -> Network
             run = program.runner(path, device, list(description["outputs"]))
     except UserError as error:
         raise UserError(f"{where}: " + str(error).removeprefix(f"{where}: ").removeprefix("path: ")) from None
-    arch = description["arch"]
+    arch, tasks = description["arch"], told(f"{where}: {path}: its description is damaged", describe.tasks, description)
 
     def predictions(images: Tensor) -> View:
         return describe.view(run(images), description)
 
     return Network(
-        path, kind, predictions, describe.tasks(description), tuple(arch["input_size"]), arch, description["params"], device,
+        path, kind, predictions, tasks, tuple(arch["input_size"]), arch, description["params"], device,
         precision=description["precision"], decoded=bool(description["decode"]),
     )  # fmt: skip

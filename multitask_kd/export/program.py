@@ -27,7 +27,11 @@ def to_program(module: Exported, size: tuple[int, int], *, free: int | None = No
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(module, (module.example(size),), dynamic_shapes=module.free_sides(free), strict=False)
+        program = torch.export.export(module, (module.example(size),), dynamic_shapes=module.free_sides(free), strict=False)
+    for node in program.graph.nodes:  # stack traces hold paths of the machine that exported
+        for key in ("stack_trace", "from_node"):
+            node.meta.pop(key, None)
+    return program
 
 
 def content(program: Any, description: Mapping[str, Any]) -> bytes:
