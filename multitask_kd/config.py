@@ -118,7 +118,7 @@ class DataSet(Section):
     """As `data.labelled`, for this set alone. Training only."""
     rename: dict[str, dict[str, Annotated[str, Field(min_length=1)] | None]] = Field(default_factory=dict)
     """By task: its class names -> those of the run; several may become one, null leaves a class out (boxes: not there, pixels:
-    ignored)."""
+    ignored). A name that the set lacks is an error."""
     part: Annotated[str, BeforeValidator(_is_part)] | None = None
     """Only a part of its images, e.g. 1/2 or 2/2: the first or second of two disjoint random halves, the same in every run."""
     layout: dict[str, Any]

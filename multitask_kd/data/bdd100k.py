@@ -401,7 +401,7 @@ class _GreyFiles(Files):
     """Masks by brightness, as the networks of the per-image tree read them."""
 
     def mask(self, path: str) -> np.ndarray:
-        return self._read(path, "grey", _decode_grey, 2)
+        return self._read(path, "grey", _decode_grey, 2, np.uint8)
 
 
 def _decode_grey(path: str) -> np.ndarray:

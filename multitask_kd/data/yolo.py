@@ -336,7 +336,7 @@ class _UprightFiles(Files):
     """Images as they are shown: YOLO's labels refer to them with EXIF orientation applied."""
 
     def image(self, path: str) -> np.ndarray:
-        return self._read(path, "upright", _decode_upright, 3)
+        return self._read(path, "upright", _decode_upright, 3, np.uint8)
 
 
 def _decode_upright(path: str) -> np.ndarray:
