@@ -160,7 +160,7 @@ def pools(
 def shared_out(places: int, weights: Sequence[float]) -> list[int]:
     """``places`` by weight in whole numbers, each at least 1: largest remainders, the earlier first."""
     exact = np.array(weights) / sum(weights) * places
-    found = np.maximum(np.floor(exact + 1e-9), 1)
+    found = np.maximum(np.floor(exact), 1)
     while found.sum() < places:
         found[np.argmax(exact - found)] += 1
     while found.sum() > places:
