@@ -85,6 +85,11 @@ def test_identical_teachers_say_the_map_of_one(many, dtype):
     assert away[~silent].max() < 1e-3
 
 
+def test_impossible_classes_have_finite_logits():
+    sure = torch.tensor([500.0, 0, -500]).view(1, 3, 1, 1)
+    assert mean_maps([sure, sure], [None, None], [ALL, ALL])[0].isfinite().all()
+
+
 def test_maps_are_brought_to_the_finest_one():
     coarse, fine = random(2, 3, 2, 3), random(2, 3, 4, 6, seed=1)
     silent = torch.zeros(2, 2, 3, dtype=torch.bool)
@@ -185,6 +190,14 @@ def test_other_classes_and_other_places_are_other_objects():
     for other in ((0, 0, 10, 10, 0.8, 1), (0, 0, 10, 5, 0.8, 0), (20, 20, 30, 30, 0.8, 0)):
         said = mean_found([a, found([other])], [ALL, ALL])
         assert said.scores[0].tolist() == pytest.approx([0.4, 0.4]), other
+
+
+def test_a_detection_is_of_one_object():
+    # two objects, IoU 7 / 13; the second teacher's box is nearer to the first (9 / 11) than to the other (8 / 12)
+    a, b = found([(0, 0, 10, 10, 0.9, 0), (3, 0, 13, 10, 0.8, 0)]), found([(1, 0, 11, 10, 0.6, 0)])
+    said = mean_found([a, b], [ALL, ALL])
+    assert said.scores[0].tolist() == pytest.approx([0.75, 0.4])
+    assert said.boxes[0, :, 0].tolist() == pytest.approx([0.6 / 1.5, 3.0])
 
 
 def test_a_teacher_counts_once_an_object():

@@ -57,6 +57,7 @@ def test_maps_no_gradient_where_the_teacher_is_silent_nor_to_classes_it_lacks(lo
     s, t = Overlap((0, 2, 3), (8,))(own, other.to(dtype), silent, None, SIZE)
     loss(s, t).backward()
     assert own.grad[:, 1].eq(0).all()
+    assert torch.equal(s.movedim(1, -1)[silent], t.movedim(1, -1)[silent])  # not rounded to the teacher's precision
     assert own.grad.movedim(1, -1)[silent].eq(0).all()
     assert own.grad.movedim(1, -1)[~silent][:, [0, 2, 3]].ne(0).any(-1).all()
     everywhere = own.detach().clone().requires_grad_()

@@ -157,3 +157,7 @@ def test_half_precision_and_extreme_predictions_are_finite(dtype):
     assert not silent[0, 0] and not silent[0, 6]
     assert raw[0, 6, 4:].tolist() == pytest.approx([odds(1 - SURE), odds(1 - SURE), odds(SURE)], rel=1e-2)
     assert raw[0, 0, 2].item() == pytest.approx(math.log(1e-3 / 8), rel=1e-4)
+    some = dense((12, 12, 8, 8, 8, 16, 16, 0.3, 0.7))
+    some = some._replace(boxes=some.boxes.to(dtype), scores=some.scores.to(dtype))
+    exact = some._replace(boxes=some.boxes.float(), scores=some.scores.float())
+    assert torch.equal(by_location(some, SIZE, STRIDES)[0], by_location(exact, SIZE, STRIDES)[0])

@@ -86,6 +86,18 @@ def test_a_tasks_classes_are_brought_to_the_students():
     assert teacher(det=random(1, COUNT, 7)).known("det") == (0, 1)
 
 
+def test_where_a_teacher_is_silent_is_cut_to_the_images_too():
+    seg = random(1, 2, 5, 5)
+    one = teacher((80, 80), seg=seg, lessons={"seg": Lesson(("sky", "car"), SEG)})
+    assert torch.equal(teachers("seg", one)(batch(1)).silent["seg"], (seg[:, 0] > seg[:, 1])[:, :3])
+
+
+def test_no_gradient_passes_through_a_teacher():
+    one = Teacher(nn.Conv2d(3, 3, 1), {}, CPU)
+    one.net.forward = lambda images: View({"seg": images * 2})
+    assert not one(torch.zeros(1, 3, 2, 2, requires_grad=True)).preds["seg"].requires_grad
+
+
 def test_a_task_that_is_not_taught_is_left_out():
     one = teacher(seg=random(1, 3, 3, 5), det=random(1, COUNT, 7))
     assert set(teachers("seg", one)(batch(1)).preds) == {"seg"}
@@ -134,6 +146,13 @@ def test_other_strides_of_the_same_input_are_brought_by_location():
     view = teachers("det", teacher(strides=(8,), det=raw))(batch(1))
     assert view.silent["det"][0].tolist() == [False] * 15 + [True] * 6
     assert torch.allclose(view.preds["det"][:, :15, :4], raw[..., :4], atol=1e-3)
+
+
+def test_the_same_strides_of_a_larger_input_are_other_cells():
+    raw = random(1, 6 * 10 + 3 * 5, 7)
+    view = teachers("det", teacher((48, 80), det=raw))(batch(1))
+    # strides 8 and 16 there are 4 and 8 here: both are nearest to the student's 8
+    assert view.preds["det"].shape == (1, COUNT, 7) and view.silent["det"][0].tolist() == [False] * 15 + [True] * 6
 
 
 def test_predictions_of_a_foreign_detector_are_brought_by_location():

@@ -27,7 +27,7 @@ def mean_maps(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: K
     mean = (p * speaks).sum(0) / speaks.sum(0).clamp(min=1)
     mean = mean / mean.sum(1, keepdim=True).clamp(min=1e-6)
     said = torch.where(speaks.any(0), mean.clamp(min=1e-8).log(), UNKNOWN)
-    return said, torch.stack(quiet).all(0) if any(s is not None for s in silent) else None
+    return said, _all_quiet(silent, quiet)
 
 
 def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
@@ -49,9 +49,7 @@ def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: 
     there = (objectness[..., None] * knows).sum(0) / count
     there = there.gather(-1, score.argmax(-1, keepdim=True))
     kinds = torch.where(knows.any(0), logit(score / there.clamp(min=1e-30)), UNKNOWN)
-    return torch.cat([boxes, logit(there), kinds], dim=-1), torch.stack(quiet).all(0) if any(
-        s is not None for s in silent
-    ) else None
+    return torch.cat([boxes, logit(there), kinds], dim=-1), _all_quiet(silent, quiet)
 
 
 def mean_found(words: Sequence[Found], known: Known) -> Found:
@@ -75,7 +73,7 @@ def _merged(words: Sequence[Found], known: Known) -> Found:
     keep = batched_nms(boxes, scores, classes, SAME_OBJECT)
     iou = box_iou(boxes[keep], boxes) * (classes[keep][:, None] == classes)
     own = iou.argmax(0)  # the object that each detection is of
-    of = (own == torch.arange(len(keep), device=own.device)[:, None]) & (iou >= SAME_OBJECT)
+    of = own == torch.arange(len(keep), device=own.device)[:, None]
     weight = of * scores
     best = torch.stack([(weight * (teacher == k)).amax(1) for k in range(len(words))]).sum(0)  # a teacher counts once an object
     count = torch.tensor([sum(int(c) in k for k in known) for c in classes[keep].tolist()], device=scores.device)
@@ -91,6 +89,10 @@ def _quiet(silent: Tensor | None, like: Tensor) -> Tensor:
     if silent.shape[1:] != like.shape[1:]:
         silent = F.interpolate(silent[:, None].float(), size=like.shape[1:], mode="nearest")[:, 0] > 0
     return silent
+
+
+def _all_quiet(silent: Sequence[Tensor | None], quiet: list[Tensor]) -> Tensor | None:
+    return torch.stack(quiet).all(0) if any(s is not None for s in silent) else None
 
 
 def _knows(classes: int, known: Sequence[int], like: Tensor) -> Tensor:
