@@ -336,9 +336,7 @@ def _check_range(where: str, output: Any, said: Any) -> None:
         if output.form == "probability" and bool((said > 1e-3).any()):  # logarithms here
             raise UserError(f"{where}.form: the network's values reach {float(said.max().exp()):.3g}, so they are no probabilities")
         if output.form == "probability" and bool(((said.exp().sum(1) - 1).abs() > 0.02).any()):
-            raise UserError(
-                f"{where}.form: the network's values do not add up to 1: they are no probabilities; set it to logits"
-            )
+            raise UserError(f"{where}.form: the network's values do not add up to 1: they are no probabilities; set it to logits")
     elif isinstance(said, (Dense, Found)) and said.scores.numel():
         low, high = float(said.scores.min()), float(said.scores.max())
         if low < -1e-3 or high > 1 + 1e-3:
