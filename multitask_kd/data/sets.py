@@ -1,4 +1,4 @@
-"""Several sets as one: each labels some of the tasks, their classes meet by name, and every batch holds all of them."""
+"""Several sets as one: each labels some of the tasks, and their classes meet by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
 from .base import Layout, Sample
-from .loader import Pool, make_pools
 
 
 class Member(NamedTuple):
@@ -107,54 +106,6 @@ class Sets(Layout):
             found.boxes, found.classes = sample.boxes[kept], classes[kept]
             found.crowd, found.area = sample.crowd[kept], sample.area[kept]
         return found
-
-
-class Draw(NamedTuple):
-    """How a set is drawn from: its weight in every batch, and how many of its images keep their labels: a number, a fraction, or
-    None for all; key: where that is said."""
-
-    weight: float = 1.0
-    labelled: int | float | None = None
-    key: str = "data.labelled"
-
-
-def pools(
-    sets: Sets,
-    batch_size: int,
-    *,
-    tasks: Sequence[str],
-    draws: Mapping[str, Draw],
-    seed: int,
-    unlabelled: bool,
-    share: float,
-) -> list[Pool]:
-    """The pools of all sets; a set has ``weight / sum of weights`` of the places of every batch, and at least one.
-
-    tasks: those of the run. ``share`` of a set's places goes to its labelled images. Sets without labels are left out unless
-    ``unlabelled``. Raises UserError where the numbers cannot be met.
-    """
-    bare = [name for name in sets.members if not set(sets.labels(name)) & set(tasks)]
-    used = [name for name in sets.members if name not in bare or unlabelled]
-    if not used:
-        raise UserError("data.train: it has no labels for a task of this run, and data.unlabelled is false; set it to true")
-    if batch_size < len(used):
-        raise UserError(
-            f"train.batch_size: {batch_size} leaves no place for each of {len(used)} sets ({', '.join(used)}); raise it"
-        )
-    found = []
-    for name, places in zip(used, shared_out(batch_size, [draws[name].weight for name in used]), strict=True):
-        rows = sets.rows(name)
-        if name in bare:
-            found.append(Pool(rows, places, False))
-            continue
-        draw = draws[name]
-        try:
-            own = make_pools(len(rows), places, labelled=draw.labelled, seed=seed, unlabelled=unlabelled, share=share, key=draw.key)
-        except UserError as error:
-            where = f"; this is the set '{name}' with its {places} of {batch_size} places" if len(sets.members) > 1 else ""
-            raise UserError(f"{error}{where}") from None
-        found += [Pool(rows[pool.indices], pool.share, pool.labelled) for pool in own]
-    return found
 
 
 def shared_out(places: int, weights: Sequence[float]) -> list[int]:
