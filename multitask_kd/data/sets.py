@@ -150,6 +150,7 @@ def _renamed(member: Member) -> dict[str, tuple[str | None, ...]]:
 
 
 def _require_same(task: str, member: Member, own: Sequence[str], known: Sequence[str], members: Iterable[Member]) -> None:
+    """Raise UserError where a set has not the class names of the sets before it."""
     if set(own) == set(known):
         return
     first = next(other for other in members if task in other.tasks)
@@ -162,7 +163,8 @@ def _require_same(task: str, member: Member, own: Sequence[str], known: Sequence
 
 
 def _table(task: str, names: Sequence[str | None], known: Sequence[str]) -> np.ndarray:
-    """The run's class by the set's. Left out: pixels are ignored, boxes are none (-1)."""
+    """The run's class by the set's: "seg" uint8 [256], where classes left out and all other values are IGNORE; "det" int64 [C],
+    where classes left out are -1."""
     found = [known.index(n) if n is not None else (IGNORE if task == "seg" else -1) for n in names]
     if task == "det":
         return np.array(found, dtype=np.int64)
