@@ -45,6 +45,7 @@ MORE = {
     "engine/train.py": {"config"},
     "engine/bench.py": {"config"},
     "engine/data_report.py": {"config"},
+    "engine/folder.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},
 }

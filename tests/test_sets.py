@@ -21,6 +21,7 @@ from multitask_kd.data.sets import Member, Sets, shared_out
 from multitask_kd.data.transforms import TrainTransform
 from multitask_kd.engine import train as loop
 from multitask_kd.engine.data_report import layouts_of
+from multitask_kd.engine.folder import differences
 from multitask_kd.errors import UserError
 from multitask_kd.registry import options_of
 
@@ -485,7 +486,7 @@ def test_dump_and_load_give_the_same_sets(written, tmp_path):
     again = configs.load(tmp_path / "again.yaml")
     assert again == found and configs.dump(again) == configs.dump(found)
     assert again.data.sets("train")["masks"].rename == {"seg": {"road": None}}
-    assert loop.differences(configs.dump(found), configs.dump(again)) == ""
+    assert differences(configs.dump(found), configs.dump(again)) == ""
 
 
 def test_base_files(written, tmp_path):
