@@ -112,7 +112,8 @@ class Dense(NamedTuple):
 class View:
     """What any model, teacher or student, shows a loss.
 
-    preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C], or, of a teacher, ``Found``.
+    preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C]. Of one teacher, in its own pixels, ``det`` may be ``Dense`` or
+        ``Found``; of all together (``Teachers``) ``Found`` where the soft loss takes it, else raw outputs of the student's cells.
     taps: features by dotted module path.
     shared: the encoder's maps that the neck, and so every task, reads.
     silent: of a teacher, by task: where it says nothing, bool [B,h,w] or [B,N]; a task that is missing is spoken of everywhere.

@@ -1,4 +1,8 @@
-"""Config -> objects: with build_distill.py the only file that knows every package."""
+"""Config -> a run: its data, student, teachers and objective.
+
+The build*.py are the only files that know every package: build_net.py makes the network, build_teacher.py the teachers,
+build_distill.py what teaches (soft losses, terms, balance, weights), and this one the data and the whole.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,8 @@ from .config import SET_KEYS, TRAINING_ONLY, Config, DataSet
 from .config import Section as Scheduled
 from .data import loader as data_loader
 from .data.base import LAYOUTS
-from .data.sets import Draw, Member, Sets, pools
+from .data.sampling import BatchStream, Draw, Pool, pools
+from .data.sets import Member, Sets
 from .data.transforms import TrainTransform
 from .distill.distiller import Distiller
 from .distill.objective import Objective
@@ -158,7 +163,7 @@ class Recipe:
     teachers: Teachers | None
     train_layout: Sets
     val_layout: Sets
-    pools: list[data_loader.Pool]
+    pools: list[Pool]
     schedules: dict[str, Schedule]
     sparse: Sparse | None = None
 
@@ -177,7 +182,7 @@ class Recipe:
 
     def _batches(self, start: int, stop: int, workers: int) -> DataLoader:
         config = self.config
-        stream = data_loader.BatchStream(self.pools, config.run.seed, start, stop)
+        stream = BatchStream(self.pools, config.run.seed, start, stop)
         sizes = [config.data.input_size, *(self.teachers.views() if self.teachers else ())]
         transform, *views = (TrainTransform(size, **config.data.augment.model_dump()) for size in sizes)
         skip = config.data.on_error == "skip"
@@ -262,7 +267,7 @@ def build_sparse(config: Config, net: MultiTaskNet, schedules: dict[str, Schedul
     return Sparse(net, config.data.input_size, method=config.sparse.method, weight=weight)
 
 
-def build_pools(config: Config, found: Sets) -> list[data_loader.Pool]:
+def build_pools(config: Config, found: Sets) -> list[Pool]:
     """Which images fill which places of every batch. Raises UserError for images of which nothing would learn."""
     sections, whole = config.data.sets("train"), config.data.labelled
     bare = [name for name in sections if not set(found.labels(name)) & set(config.tasks)]

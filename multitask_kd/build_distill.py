@@ -83,6 +83,11 @@ def compared_heads(config: Config, place: str | None = None) -> set[str]:
     return {term.head for term in terms if term.head in config.tasks and term.align != "conv"}
 
 
+def teacher_name(place: str) -> str:
+    """What the teacher at ``place`` of the config is called among ``Teachers``: "teacher", or its name in ``teachers``."""
+    return place.removeprefix("teachers.")
+
+
 def teacher_taps(config: Config, place: str) -> list[str]:
     """Modules of the teacher at ``place`` whose outputs ``distill`` compares."""
     return [section.teacher_path for section in config.distill.values() if config.tapped_teacher(section) == place]
@@ -117,7 +122,7 @@ def build_distiller(
         loss = note(*soft_loss(section, where), f"{where}.options")
         sight = Sight(config.data.input_size, config.data.input_size)
         if teachers is not None:
-            sight = teachers.sights[config.tapped_teacher(section).removeprefix("teachers.")]
+            sight = teachers.sights[teacher_name(config.tapped_teacher(section))]
         terms[name] = _term(where, section, loss, shapes, tap_name(config, section), sight, list(config.tasks))
     distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and teachers is None)
     distiller.tapped.copied |= overwritten["student"]

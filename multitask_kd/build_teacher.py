@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Dense, Found, View
-from .build_distill import compared_heads, show_nothing, teacher_taps
+from .build_distill import compared_heads, show_nothing, teacher_name, teacher_taps
 from .build_net import check_classes, from_checkpoint
 from .checkpoint import load as load_checkpoint
 from .config import Config
@@ -34,16 +34,16 @@ from .tasks.base import TASKS, Task
 log = logging.getLogger(__name__)
 
 _LIKE_OURS = ("torch", "legacy", "pickle", "broken zip")  # kinds of file that a checkpoint, or what was one, may seem to be
-OWN = ("checkpoint", "ema", "self")  # sources that need no file of SOURCES
+OF_OURS = ("checkpoint", "ema", "self")  # sources of networks that this package built; SOURCES has those of all others
 
 
 def check_teachers(config: Config) -> None:
     """Every name and option of the teachers, before anything is read. Raises UserError naming the key."""
     for place, section in config.named_teachers.items():
-        if section.source in OWN:
+        if section.source in OF_OURS:
             continue
         if section.source not in SOURCES.names():
-            known = did_you_mean(section.source, [*OWN, *SOURCES.names()])
+            known = did_you_mean(section.source, [*OF_OURS, *SOURCES.names()])
             raise UserError(f"{place}.source: unknown teacher source '{section.source}'; {known}")
         kind = SOURCES.get(section.source, place)
         check_options(kind, section.options, f"{place}.options")
@@ -75,7 +75,7 @@ def read_teachers(config: Config) -> Loaded:
             if Path(section.path).is_file():  # else, and where it is damaged, the next line tells
                 _at(place, files.expect, section.path, *_LIKE_OURS, for_what="checkpoint of ours")
             found[place] = load_checkpoint(section.path, f"{place}.path")
-        elif section.source not in OWN:
+        elif section.source not in OF_OURS:
             found[place] = _source(section, place)
     return found
 
@@ -105,7 +105,7 @@ def build_teachers(
         return None
     members = {}
     for place, section in config.named_teachers.items():
-        name = place.removeprefix("teachers.")
+        name = teacher_name(place)
         if section.source == "ema":
             members[name] = _own_average(section, place, student, parts, on, teacher_taps(config, place))
         else:
@@ -164,28 +164,26 @@ def _foreign(
         if name == "det" and options.get("form", "auto") in ("auto", "cells"):
             options.setdefault("strides", list(parts[name].strides))
         outputs[name] = OUTPUTS[name](**options)
-    mean, std = (
-        [scale * x for x in default] if given is None else given
-        for scale, default, given in (
-            (section.input.scale, source.mean or IMAGENET[0], section.input.mean),
-            (section.input.scale, source.std or IMAGENET[1], section.input.std),
-        )
-    )
-    if source.normalises and section.input.mean is None and section.input.std is None:
-        mean = std = None
-    wrapped = Foreign(
-        net,
-        outputs,
-        {name: len(theirs[name]) for name in outputs},
-        mean=mean,
-        std=std,
-        bgr=section.input.order == "bgr",
-        scale=section.input.scale,
-    )
-    return wrapped, {name: theirs[name] for name in outputs}
+    mean, std = _mean_and_std(section, source)
+    classes = {name: theirs[name] for name in outputs}
+    counts = {name: len(names) for name, names in classes.items()}
+    bgr, scale = section.input.order == "bgr", section.input.scale
+    return Foreign(net, outputs, counts, mean=mean, std=std, bgr=bgr, scale=scale), classes
+
+
+def _mean_and_std(section: Section, source: Source) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Of the input, in the range of ``input.scale``: the config's, else the source's, else ImageNet's; None for a network that
+    normalises by itself."""
+    given, scale = section.input, section.input.scale
+    if given.mean is not None:  # and std: the config has both or none
+        return given.mean, given.std
+    if source.normalises:
+        return None, None
+    return [scale * x for x in source.mean or IMAGENET[0]], [scale * x for x in source.std or IMAGENET[1]]
 
 
 def _normalised_twice(section: Section) -> bool:
+    """Whether the config asks for a scale, mean or std that changes anything."""
     given = section.input
     return given.scale != 1 or bool(set(given.mean or ()) - {0.0} or set(given.std or ()) - {1.0})
 
@@ -195,6 +193,7 @@ def _own_strides(output: Any, part: Task) -> tuple[int, ...]:
 
 
 def _fits_strides(place: str, section: Section, net: MultiTaskNet, size: Sequence[int]) -> None:
+    """Raise UserError where images of ``size`` are no multiples of the largest stride of a checkpoint of ours."""
     stride = max(net.strides)
     if any(n % stride for n in size):
         raise UserError(
@@ -248,7 +247,7 @@ def _check_names(place: str, section: Section, task: str, theirs: Sequence[str],
 def _compared_heads_agree(
     config: Config, place: str, section: Section, theirs: Mapping[str, Sequence[str]], parts: Mapping[str, Task]
 ) -> None:
-    """Heads that a term of ``distill`` compares channel by channel need the same classes in the same order."""
+    """Raise UserError where heads that a term of ``distill`` compares channel by channel have not the same classes in one order."""
     for task in compared_heads(config, place):
         check_classes({task: parts[task].classes}, theirs, [task], f"{place}.path: the teacher {section.path}")
 
@@ -269,7 +268,7 @@ def _subjects(config: Config, members: Mapping[str, Teacher], parts: Mapping[str
         as_found = LOSSES.get(config.tasks[name].soft.loss, f"tasks.{name}.soft.loss").takes_found
         found[name] = Subject(who, parts[name].strides, as_found)
     used = {member for subject in found.values() for member in subject.teachers}
-    used |= {config.tapped_teacher(term).removeprefix("teachers.") for term in config.distill.values()}
+    used |= {teacher_name(config.tapped_teacher(term)) for term in config.distill.values()}
     if idle := [name for name in members if name not in used]:
         raise UserError(f"teachers.{idle[0]}: teaches nothing: no task with an alpha above 0 that it knows, no term; take it out")
     return found
@@ -277,13 +276,11 @@ def _subjects(config: Config, members: Mapping[str, Teacher], parts: Mapping[str
 
 def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: torch.device) -> None:
     """An image or two through every teacher: what it returns is what was said of it."""
-    for name, member in teachers.members.items():
-        place = next(p for p in config.named_teachers if p.removeprefix("teachers.") == name)
-        size = teachers.sights[name].own
+    for place, section in config.named_teachers.items():
+        name = teacher_name(place)
+        member, size = teachers.members[name], teachers.sights[name].own
         if isinstance(member.net, MultiTaskNet):
-            show_nothing(
-                member.net, size, f"teacher {config.named_teachers[place].path}" if name == "teacher" else f"teacher {name}"
-            )
+            show_nothing(member.net, size, f"teacher {section.path if name == 'teacher' else name}")
             view = member(torch.zeros(1, 3, *size, device=on))
         else:
             view = _shown(place, member, size, on)
@@ -361,7 +358,7 @@ def _plain(name: str) -> str:
 
 
 def _through_fits(config: Config, teachers: Teachers, parts: Mapping[str, Task]) -> None:
-    """CrossKD needs one teacher of ours with the student's classes and cells."""
+    """Raise UserError where CrossKD has not what it needs: one teacher of ours with the student's classes and cells."""
     for name, section in config.tasks.items():
         if not section.taught or section.soft.through == "student":
             continue

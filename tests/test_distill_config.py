@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+import yaml
 
 from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
@@ -184,7 +185,7 @@ def test_numbers_and_sections_become_functions_of_progress(tiny, distilled, tmp_
     # alpha 0, .25, .5, .5; the soft loss's own weight 2, 2, 2, 1
     assert weights == {"seg.hard.ce": [3.0, 2.25, 1.5, 1.5], "seg.soft.kl": [0.0, 1.5, 3.0, 1.5]}
     assert set(run.schedules) == {"tasks.seg.alpha", "tasks.seg.soft.weight"}
-    assert configs.parse(configs.yaml.safe_load(configs.dump(config)), "y.yaml") == config
+    assert configs.parse(yaml.safe_load(configs.dump(config)), "y.yaml") == config
 
 
 def test_scheduled_options_start_at_their_first_value_and_are_moved(tiny, distilled, tmp_path):
@@ -574,8 +575,8 @@ def test_another_kind_of_balance_or_schedule_replaces_the_base_files(tmp_path, k
     after = {"balance": {"method": "fixed"}, "alpha": {"schedule": "warmup", "value": 0.5, "until": 0.5}}
     raw = lambda part: with_seg(alpha=part["alpha"]) | {"balance": part["balance"]}  # noqa: E731
     below, above = raw(before), raw(before | {key: after[key]})
-    (tmp_path / "base.yaml").write_text(configs.yaml.safe_dump(below), encoding="utf-8")
-    (tmp_path / "own.yaml").write_text(configs.yaml.safe_dump(above | {"base": "base.yaml"}), encoding="utf-8")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(below), encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(above | {"base": "base.yaml"}), encoding="utf-8")
     config = configs.load(tmp_path / "own.yaml")
     build.check(config)
     assert config == configs.parse(above, "x.yaml")
@@ -593,7 +594,7 @@ def test_a_loss_named_after_its_options_does_not_wipe_them(tmp_path):
 def test_null_takes_a_term_of_a_base_file_out(tmp_path):
     term = {"student": "neck.p3", "loss": "cwd"}
     base = {"distill": {"a": term, "b": term}, "teacher": {"path": "t.pt"}}
-    (tmp_path / "base.yaml").write_text(configs.yaml.safe_dump(base), encoding="utf-8")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
     for text, left in (("distill: {a: null}", ["b"]), ("distill: null", [])):
         (tmp_path / "own.yaml").write_text(f"base: base.yaml\n{text}\n", encoding="utf-8")
         assert list(configs.load(tmp_path / "own.yaml").distill) == left

@@ -51,6 +51,7 @@ MORE = {
     "engine/bench.py": {"config"},
     "engine/prune.py": {"config"},
     "engine/data_report.py": {"config"},
+    "engine/folder.py": {"config"},
     "engine/study.py": {"config", "study_config"},
     "engine/search.py": {"config", "search_config"},
     "engine/pipeline.py": {"config", "pipeline_config"},

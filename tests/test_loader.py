@@ -6,17 +6,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from multitask_kd.batch import CROWD, IGNORE, PAD
 from multitask_kd.data.base import Layout, Sample
-from multitask_kd.data.loader import (
-    BatchStream,
-    EvalSet,
-    Item,
-    Pool,
-    TrainSet,
-    collate_train,
-    eval_loader,
-    make_pools,
-    train_loader,
-)
+from multitask_kd.data.loader import EvalSet, Item, TrainSet, collate_train, eval_loader, train_loader
+from multitask_kd.data.sampling import BatchStream, Pool, pools_of_set
 from multitask_kd.data.transforms import FILL, TrainTransform
 from multitask_kd.errors import UserError
 
@@ -62,7 +53,7 @@ class Pictures(Layout):
 
 
 def pools(count=11, batch_size=4, labelled=None, seed=0, unlabelled=True, share=0.5):
-    return make_pools(count, batch_size, labelled=labelled, seed=seed, unlabelled=unlabelled, share=share)
+    return pools_of_set(count, batch_size, labelled=labelled, seed=seed, unlabelled=unlabelled, share=share)
 
 
 def images(layout, chosen, skip_errors=False, seed=0, augment=AUGMENT):

@@ -14,12 +14,14 @@ from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS, Layout, Sample
-from multitask_kd.data.loader import BatchStream, TrainSet, make_pools, train_loader
+from multitask_kd.data.loader import TrainSet, train_loader
+from multitask_kd.data.sampling import BatchStream, Draw, pools, pools_of_set
 from multitask_kd.data.scenes import Scenes
-from multitask_kd.data.sets import Draw, Member, Sets, pools, shared_out
+from multitask_kd.data.sets import Member, Sets, shared_out
 from multitask_kd.data.transforms import TrainTransform
 from multitask_kd.engine import train as loop
 from multitask_kd.engine.data_report import layouts_of
+from multitask_kd.engine.folder import differences
 from multitask_kd.errors import UserError
 from multitask_kd.registry import options_of
 
@@ -484,7 +486,7 @@ def test_dump_and_load_give_the_same_sets(written, tmp_path):
     again = configs.load(tmp_path / "again.yaml")
     assert again == found and configs.dump(again) == configs.dump(found)
     assert again.data.sets("train")["masks"].rename == {"seg": {"road": None}}
-    assert loop.differences(configs.dump(found), configs.dump(again)) == ""
+    assert differences(configs.dump(found), configs.dump(again)) == ""
 
 
 def test_base_files(written, tmp_path):
@@ -593,7 +595,7 @@ def test_one_set_gives_the_batches_of_its_layout(raw, tmp_path, scenes_root, dis
     plain["data"]["train"] = [plain["data"]["train"]]
     listed = build.recipe(configs.parse(plain, "x"))
     options = {k: v for k, v in plain["data"]["train"][0].items() if k != "layout"}
-    chosen = make_pools(12, 4, labelled=labelled, seed=0, unlabelled=True, share=0.5)
+    chosen = pools_of_set(12, 4, labelled=labelled, seed=0, unlabelled=True, share=0.5)
     transform = TrainTransform(SIZE, **run.config.data.augment.model_dump())
     data = TrainSet(Scenes(**options), transform, 0, pools=chosen, skip_errors=False)
     by_hand = train_loader(data, BatchStream(chosen, 0, 0, 4), ["seg", "det"], workers=0, pin=False)
@@ -666,7 +668,7 @@ def test_the_larger_view_is_the_same_picture(smooth, change):
 
     sizes = (SIZE, (96, 128), (72, 96))
     small, *large = (TrainTransform(size, **STILL | change) for size in sizes)
-    chosen = make_pools(3, 3, labelled=None, seed=0, unlabelled=True, share=0.5)
+    chosen = pools_of_set(3, 3, labelled=None, seed=0, unlabelled=True, share=0.5)
     data = TrainSet(One(count=3), small, 0, pools=chosen, skip_errors=False, views=large)
     loaded = train_loader(data, BatchStream(chosen, 0, 0, 4), ["seg", "det"], workers=0, pin=False)
     seen = []

@@ -1,10 +1,10 @@
-"""From a layout to batches: which image goes where depends on (seed, step) alone, what it looks like on (seed, draw, index)."""
+"""From a layout to batches: what an image looks like depends on (seed, draw, index) alone."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,28 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from ..batch import IGNORE, PAD, Batch, Targets
 from ..errors import UserError
 from .base import Layout, Sample
+from .sampling import BatchStream, Place, Pool
 from .transforms import Geometry, TrainTransform, letterbox
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Images that fill ``share`` places of every batch, each pass in a fresh order. ``labelled``: their labels are used."""
-
-    indices: np.ndarray
-    share: int
-    labelled: bool
-
-
-@dataclass(frozen=True)
-class Place:
-    """One place of a batch: the ``draw``-th pass of its pool over the image ``index``."""
-
-    draw: int
-    index: int
-    pool: int
-    labelled: bool
 
 
 @dataclass
@@ -52,68 +34,6 @@ class Truth:
     classes: np.ndarray | None
     crowd: np.ndarray | None
     area: np.ndarray | None
-
-
-def make_pools(
-    count: int,
-    batch_size: int,
-    *,
-    labelled: int | float | None,
-    seed: int,
-    unlabelled: bool,
-    share: float,
-    key: str = "data.labelled",
-) -> list[Pool]:
-    """Split ``count`` images into those that keep their labels and those that do not.
-
-    labelled: a number, a fraction, or None for all; ``share`` of the batch goes to the labelled ones. key: where that is said.
-    Raises UserError where the numbers cannot be met.
-    """
-    number = count if labelled is None else labelled
-    if isinstance(number, float):
-        number = max(1, round(number * count))
-    if number > count:
-        raise UserError(f"{key}: {number} labelled images asked for, but the training set has {count}")
-    order = np.random.default_rng([seed, 0x1ABE1]).permutation(count)
-    kept, rest = np.sort(order[:number]), np.sort(order[number:])
-    if len(rest) == 0 or not unlabelled:
-        return [Pool(kept, batch_size, True)]
-    with_labels = round(batch_size * share)
-    if not 0 < with_labels < batch_size:
-        raise UserError(
-            f"data.labelled_share: {share} of a batch of {batch_size} leaves no place for "
-            f"{'unlabelled' if with_labels else 'labelled'} images; change it or train.batch_size"
-        )
-    return [Pool(kept, with_labels, True), Pool(rest, batch_size - with_labels, False)]
-
-
-class BatchStream:
-    """Batches ``start`` to ``stop`` of an endless stream; batch i is the same however the run got there."""
-
-    def __init__(self, pools: Sequence[Pool], seed: int, start: int, stop: int):
-        self.pools, self.seed, self.start, self.stop = list(pools), seed, start, stop
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # by pool: the pass it is in, and that pass's order
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        for number in range(self.start, self.stop):
-            yield [p for k, pool in enumerate(self.pools) for p in self._places(k, pool, number)]
-
-    def _places(self, key: int, pool: Pool, batch: int) -> list[Place]:
-        size = len(pool.indices)
-        places = []
-        for position in range(batch * pool.share, (batch + 1) * pool.share):
-            draw, offset = divmod(position, size)
-            index = int(pool.indices[self._order(key, size, draw)[offset]])
-            places.append(Place(draw, index, key, pool.labelled))
-        return places
-
-    def _order(self, key: int, size: int, draw: int) -> np.ndarray:
-        if self._orders.get(key, (None,))[0] != draw:
-            self._orders[key] = (draw, np.random.default_rng([self.seed, key, draw]).permutation(size))
-        return self._orders[key][1]
 
 
 class Item(NamedTuple):

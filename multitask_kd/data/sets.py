@@ -1,4 +1,4 @@
-"""Several sets as one: each labels some of the tasks, their classes meet by name, and every batch holds all of them."""
+"""Several sets as one: each labels some of the tasks, and their classes meet by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
 from .base import Layout, Sample
-from .loader import Pool, make_pools
 
 
 class Member(NamedTuple):
@@ -109,54 +108,6 @@ class Sets(Layout):
         return found
 
 
-class Draw(NamedTuple):
-    """How a set is drawn from: its weight in every batch, and how many of its images keep their labels: a number, a fraction, or
-    None for all; key: where that is said."""
-
-    weight: float = 1.0
-    labelled: int | float | None = None
-    key: str = "data.labelled"
-
-
-def pools(
-    sets: Sets,
-    batch_size: int,
-    *,
-    tasks: Sequence[str],
-    draws: Mapping[str, Draw],
-    seed: int,
-    unlabelled: bool,
-    share: float,
-) -> list[Pool]:
-    """The pools of all sets; a set has ``weight / sum of weights`` of the places of every batch, and at least one.
-
-    tasks: those of the run. ``share`` of a set's places goes to its labelled images. Sets without labels are left out unless
-    ``unlabelled``. Raises UserError where the numbers cannot be met.
-    """
-    bare = [name for name in sets.members if not set(sets.labels(name)) & set(tasks)]
-    used = [name for name in sets.members if name not in bare or unlabelled]
-    if not used:
-        raise UserError("data.train: it has no labels for a task of this run, and data.unlabelled is false; set it to true")
-    if batch_size < len(used):
-        raise UserError(
-            f"train.batch_size: {batch_size} leaves no place for each of {len(used)} sets ({', '.join(used)}); raise it"
-        )
-    found = []
-    for name, places in zip(used, shared_out(batch_size, [draws[name].weight for name in used]), strict=True):
-        rows = sets.rows(name)
-        if name in bare:
-            found.append(Pool(rows, places, False))
-            continue
-        draw = draws[name]
-        try:
-            own = make_pools(len(rows), places, labelled=draw.labelled, seed=seed, unlabelled=unlabelled, share=share, key=draw.key)
-        except UserError as error:
-            where = f"; this is the set '{name}' with its {places} of {batch_size} places" if len(sets.members) > 1 else ""
-            raise UserError(f"{error}{where}") from None
-        found += [Pool(rows[pool.indices], pool.share, pool.labelled) for pool in own]
-    return found
-
-
 def shared_out(places: int, weights: Sequence[float]) -> list[int]:
     """``places`` by weight in whole numbers, each at least 1: largest remainders, the earlier first."""
     exact = np.array(weights) / sum(weights) * places
@@ -199,6 +150,7 @@ def _renamed(member: Member) -> dict[str, tuple[str | None, ...]]:
 
 
 def _require_same(task: str, member: Member, own: Sequence[str], known: Sequence[str], members: Iterable[Member]) -> None:
+    """Raise UserError where a set has not the class names of the sets before it."""
     if set(own) == set(known):
         return
     first = next(other for other in members if task in other.tasks)
@@ -211,7 +163,8 @@ def _require_same(task: str, member: Member, own: Sequence[str], known: Sequence
 
 
 def _table(task: str, names: Sequence[str | None], known: Sequence[str]) -> np.ndarray:
-    """The run's class by the set's. Left out: pixels are ignored, boxes are none (-1)."""
+    """The run's class by the set's: "seg" uint8 [256], where classes left out and all other values are IGNORE; "det" int64 [C],
+    where classes left out are -1."""
     found = [known.index(n) if n is not None else (IGNORE if task == "seg" else -1) for n in names]
     if task == "det":
         return np.array(found, dtype=np.int64)

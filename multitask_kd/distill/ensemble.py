@@ -27,7 +27,7 @@ def mean_maps(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: K
     mean = (p * speaks).sum(0) / speaks.sum(0).clamp(min=1)
     mean = mean / mean.sum(1, keepdim=True).clamp(min=1e-6)
     said = torch.where(speaks.any(0), mean.clamp(min=1e-8).log(), UNKNOWN)
-    return said, _all_quiet(silent, quiet)
+    return said, _all_silent(silent, quiet)
 
 
 def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: Known) -> tuple[Tensor, Tensor | None]:
@@ -49,7 +49,7 @@ def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: 
     there = (objectness[..., None] * knows).sum(0) / count
     there = there.gather(-1, score.argmax(-1, keepdim=True))
     kinds = torch.where(knows.any(0), logit(score / there.clamp(min=1e-30)), UNKNOWN)
-    return torch.cat([boxes, logit(there), kinds], dim=-1), _all_quiet(silent, quiet)
+    return torch.cat([boxes, logit(there), kinds], dim=-1), _all_silent(silent, quiet)
 
 
 def mean_found(words: Sequence[Found], known: Known) -> Found:
@@ -84,6 +84,7 @@ def _merged(words: Sequence[Found], known: Known) -> Found:
 
 
 def _quiet(silent: Tensor | None, like: Tensor) -> Tensor:
+    """Where a teacher says nothing, as bool of the shape of ``like`` [B,h,w] or [B,N]; None: nowhere."""
     if silent is None:
         return torch.zeros_like(like, dtype=torch.bool)
     if silent.shape[1:] != like.shape[1:]:
@@ -91,11 +92,13 @@ def _quiet(silent: Tensor | None, like: Tensor) -> Tensor:
     return silent
 
 
-def _all_quiet(silent: Sequence[Tensor | None], quiet: list[Tensor]) -> Tensor | None:
-    return torch.stack(quiet).all(0) if any(s is not None for s in silent) else None
+def _all_silent(silent: Sequence[Tensor | None], quiet: Sequence[Tensor]) -> Tensor | None:
+    """Where no teacher says anything; None where each of them speaks everywhere. quiet: ``_quiet`` of ``silent``."""
+    return torch.stack(list(quiet)).all(0) if any(s is not None for s in silent) else None
 
 
 def _knows(classes: int, known: Sequence[int], like: Tensor) -> Tensor:
+    """bool [C]: the classes that a teacher knows."""
     found = torch.zeros(classes, dtype=torch.bool, device=like.device)
     found[list(known)] = True
     return found

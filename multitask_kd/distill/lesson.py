@@ -24,8 +24,9 @@ def logit(p: Tensor) -> Tensor:
 class Lesson:
     """Class names of a teacher -> those of the student, by name or by an explicit map; several may become one.
 
-    known: the student's classes that the teacher knows, rising. silent: where it says nothing, because what it sees is none of
-    the student's classes. Raises ValueError for a name in the map that is no class, and where no class meets.
+    sources: of each class of the student, the teacher's that become it. known: the student's classes that have any, rising; extra:
+    the teacher's that become none; same: whether nothing changes.
+    Raises ValueError for a name in the map that is no class, and where no class meets.
     """
 
     def __init__(self, theirs: Sequence[str], ours: Sequence[str], names: Mapping[str, str | None] | None = None):
@@ -34,11 +35,11 @@ class Lesson:
             raise ValueError(f"the teacher has no class '{unknown[0]}'; it has {', '.join(theirs)}")
         if unknown := [n for n in names.values() if n is not None and n not in ours]:
             raise ValueError(f"the student has no class '{unknown[0]}'; it has {', '.join(ours)}")
-        told = [names.get(n, n) for n in theirs]
+        ours_of = [names.get(n, n) for n in theirs]
         self.theirs, self.ours = tuple(theirs), tuple(ours)
-        self.sources = [[i for i, n in enumerate(told) if n == own] for own in ours]
+        self.sources = [[i for i, n in enumerate(ours_of) if n == own] for own in ours]
         self.known = tuple(i for i, found in enumerate(self.sources) if found)
-        self.extra = [i for i, n in enumerate(told) if n not in ours]
+        self.extra = [i for i, n in enumerate(ours_of) if n not in ours]
         self.same = self.sources == [[i] for i in range(len(theirs))] and not self.extra
         if not self.known:
             raise ValueError(f"none of the teacher's classes ({', '.join(theirs)}) is one of the student's ({', '.join(ours)})")
@@ -46,8 +47,9 @@ class Lesson:
     def __call__(self, said: Any) -> tuple[Any, Tensor | None]:
         """seg logits [B,C,h,w], det cells [B,N,4+1+C], ``Dense`` or ``Found`` -> the same in the student's classes, and ``silent``.
 
-        silent: bool [B,h,w], None where it speaks everywhere. Merged classes have the sum of their probabilities; of finished
-        detections of one object in several merged classes, the best is left.
+        silent: bool [B,h,w], where the likeliest of the teacher's classes is none of the student's; None: nowhere.
+        Merged classes have the sum of their probabilities; of finished detections of one object in several merged classes, the best
+        is left.
         """
         if self.same:
             return said, None

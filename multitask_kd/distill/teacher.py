@@ -23,9 +23,9 @@ class Teacher:
     """Wraps a network so that nothing can train it.
 
     Not an nn.Module on purpose: assigned to one, it adds no parameters, and no ``train()`` reaches it.
-    tasks: what it knows, by name, with the student's classes and its own strides; lessons: how its classes become the student's,
-    for each of them (null: they are the same). amp: dtype of autocast, or None. taps: module paths whose outputs it shows besides
-    its predictions. size: (H, W) of its input, None where it takes the student's images as they are.
+    tasks: what it knows, by name, with the student's classes and its own strides; lessons: by task, how its classes become the
+    student's, where they are others. amp: dtype of autocast, or None. taps: module paths whose outputs it shows besides its
+    predictions. size: (H, W) of its input, None where it takes the student's images as they are.
     Raises UserError for a path that the network does not have.
     """
 

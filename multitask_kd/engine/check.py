@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..batch import Batch, View
 from ..build import Recipe, decode_options
-from ..build_distill import compared_heads
+from ..build_distill import compared_heads, teacher_name
 from ..distill.balance import by_part
 from ..distill.objective import gradient_report, parts
 from ..distill.term import resized
@@ -239,7 +239,7 @@ def _teacher(run: Recipe) -> Iterator[Line]:
 
 def _teacher_metrics(run: Recipe, place: str) -> Iterator[Line]:
     """What a teacher is worth on some validation images, at its own input size, over the classes that it knows."""
-    section, name = run.config.named_teachers[place], place.removeprefix("teachers.")
+    section, name = run.config.named_teachers[place], teacher_name(place)
     member, who = run.teachers.members[name], f"{name}'s"
     tasks = {task: part for task, part in member.tasks.items() if task in run.tasks}
     metrics = evaluate(

@@ -31,8 +31,9 @@ from ..report.tables import table
 from ..search_config import Axis, Search, encode, load_search
 from ..tasks.base import TASKS
 from .evaluate import headline, main_score
+from .folder import differences
 from .log import clock
-from .train import differences, train
+from .train import train
 
 GIVE_UP = 3  # trials that fail before any succeeds: the cause is then not their settings
 STATES = ("complete", "pruned", "failed", "interrupted")  # in the order of the table

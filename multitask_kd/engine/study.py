@@ -18,10 +18,11 @@ from ..config import Config, dump
 from ..report.pictures import save_png, side_by_side
 from ..report.tables import mean_and_spread, spread_text, table
 from ..study_config import Study, load_study
+from .folder import differences
 from .log import clock
 from .machine import machine, peak_memory_mb
 from .pictures import Speaker, compare
-from .train import differences, train
+from .train import train
 
 FIGURES = {"mIoU": ("seg", "mIoU"), "mAP": ("det", "mAP"), "mAP50": ("det", "mAP50")}
 
@@ -166,11 +167,11 @@ def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
     parts = [f"{'## ' if markdown else ''}{results['title']}", results["machine"]]
     parts.append(table(rows, {**head, **shown, "ms/step": "ms/step", "time": "time"}, markdown=markdown))
     if results["gains"]:
-        differences = [
+        gains = [
             {"gain": f"{gain['name']} - {gain['against']}"} | {k: spread_text(gain[k]) for k in FIGURES if k in gain}
             for gain in results["gains"]
         ]
-        parts.append(table(differences, {"gain": "gain", **shown}, markdown=markdown))
+        parts.append(table(gains, {"gain": "gain", **shown}, markdown=markdown))
     return "\n\n".join(parts)
 
 

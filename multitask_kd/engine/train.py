@@ -1,4 +1,4 @@
-"""The loop."""
+"""The loop, what it says, and what it saves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from .. import build, checkpoint
 from ..atomic import write_text
@@ -26,6 +25,7 @@ from ..precision import resolve_amp
 from ..report.tables import metrics_table
 from .check import LOOK, Proof, check_run, closing_line, require
 from .evaluate import evaluate, evaluate_checkpoint, headline, main_score
+from .folder import check_folder, clear_folder
 from .log import LossMeter, Progress, RunLog, flatten
 from .optim import Ema, lr_factor, make_optimizer
 from .pictures import draw, draw_taught
@@ -282,57 +282,6 @@ def report_skipped(messages: list[str]) -> None:
         log.warning("skipped: %s", message)
     if broken:
         log.warning("images that could not be read: %d; replaced %d times", len(broken), len(messages))
-
-
-def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> None:
-    """Raise UserError where the run would destroy another, or resume something else."""
-    if resume:
-        if not (folder / "last.pt").is_file():
-            raise UserError(f"run.dir: there is no {folder / 'last.pt'} to resume from; leave --resume out to start")
-        written = (folder / "config.yaml").read_text(encoding="utf-8") if (folder / "config.yaml").is_file() else resolved
-        if difference := differences(written, resolved):
-            raise UserError(
-                f"--resume: the config is not the run's: {difference}; resume with --config {folder / 'config.yaml'}, which is"
-            )
-    elif not overwrite and any((folder / name).exists() for name in ("config.yaml", "last.pt", "best.pt")):
-        raise UserError(
-            f"run.dir: {folder} holds a run already; continue it with --resume, replace it with --overwrite, or change run.dir"
-        )
-
-
-def clear_folder(folder: Path) -> None:
-    """Make the run's folder, without what an earlier run left in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json"):
-        (folder / name).unlink(missing_ok=True)
-    for rest in (*(folder / "tensorboard").glob("events.*"), *folder.glob(".*.part")):
-        rest.unlink()
-
-
-FREE = (
-    *("run.dir", "run.threads", "run.device", "data.workers", "train.log_every", "train.save_every", "train.log_gradients"),
-    *("train.check", "eval.pictures", "teacher.floor", "teacher.check_images"),
-)
-
-
-def differences(written: str, resolved: str) -> str:
-    """The first keys in which two resolved configs differ; those in ``FREE``, which cannot change a result, may."""
-    before, now = (_flat(yaml.safe_load(text) or {}) for text in (written, resolved))
-    new = {k: v for k, v in _flat(Config().model_dump(mode="json")).items() if k not in before}  # keys that came after the run
-    keys = [k for k in {**before, **now} if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
-    changed = [k for k in keys if before.get(k, new.get(k)) != now.get(k)]
-    if not changed and [k for k in before if k in now] != [k for k in now if k in before]:
-        return "the order of its keys"  # parameters, and so the optimizer's state, are in the order of the tasks
-    more = [f"and {len(changed) - 3} more"] if len(changed) > 3 else []
-    return "; ".join([f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in changed[:3]] + more)
-
-
-def _flat(section: dict[str, Any], place: str = "") -> dict[str, Any]:
-    """{"train": {"optimizer": {"lr": 1}}} -> {"train.optimizer.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{place}{key}.") if isinstance(value, dict) and value else {f"{place}{key}": value}
-    return flat
 
 
 class State:

@@ -11,8 +11,8 @@ from torchvision.ops import generalized_box_iou_loss
 
 from ..batch import PAD, Found
 from ..models.assign import one_hot, simota
-from ..models.dense_head import cells, decode_boxes, unspoken_cells
-from .base import LOSSES, SoftLoss
+from ..models.dense_head import cells, centres_inside, decode_boxes, unspoken_cells
+from .base import LOSSES, SoftLoss, check_weights
 
 
 @LOSSES.register("det_boxes")
@@ -40,50 +40,50 @@ class DetBoxes(SoftLoss):
         doubt: float = 0.1,
     ):
         super().__init__()
-        weights = {"objectness": objectness, "classification": classification, "box": box}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}: {weight} is no weight; give a number of at least 0")
-        if not any(weights.values()):
-            raise ValueError("objectness, classification, box: every weight is 0, so nothing would be learnt")
+        check_weights(objectness=objectness, classification=classification, box=box)
         if not 0 <= doubt <= confidence <= 1:
             raise ValueError(f"doubt, confidence: {doubt} and {confidence} must rise from 0 to 1")
         self.box, self.objectness, self.classification = box, objectness, classification
         self.confidence, self.doubt = confidence, doubt
 
     def forward(self, student: Tensor, teacher: Found, target: Mapping[str, Tensor] | None = None) -> Tensor:
-        """student: raw [B,N,4+1+C]; teacher: detections in pixels of the student's images, classes of the student's."""
+        """student: raw outputs [B,N,4+1+C]; teacher: detections in pixels of the student's images and numbers of its classes.
+
+        target: the batch's labels, which say of what a teacher that lacks classes has nothing to say. ``place`` comes first.
+        """
         student = student.float()
         centres, scales = cells(self.size, self.strides, student.device)
         boxes, objectness, class_logits = decode_boxes(student, centres, scales), student[..., 4], student[..., 5:]
-        truth, score = teacher.boxes.float(), teacher.scores.float()
-        classes = torch.where(score >= self.confidence, teacher.classes, PAD)
-        match = simota(truth, classes, boxes.detach(), objectness.detach(), class_logits.detach(), centres, scales)
-
-        if truth.shape[1]:
-            weight = score.gather(1, match.box) * match.positive
-            box_target = truth.gather(1, match.box[..., None].expand(-1, -1, 4))
-            class_target = classes.gather(1, match.box)
-        else:  # nothing is found in any image of the batch
-            weight, box_target = torch.zeros_like(objectness), boxes.detach()
-            class_target = torch.full_like(match.box, PAD)
-        box_target = torch.where(match.positive[..., None], box_target, boxes.detach())
-        soft_target = one_hot(class_target, class_logits.shape[-1]) * match.iou[..., None]
-        class_loss = F.binary_cross_entropy_with_logits(class_logits, soft_target, reduction="none")
+        said = (boxes.detach(), objectness.detach(), class_logits.detach())
+        positive, weight, box_target, class_target = self._targets(teacher, *said, centres, scales)
+        class_loss = F.binary_cross_entropy_with_logits(class_logits, class_target, reduction="none")
         if self.known is not None:
             class_loss = class_loss[..., list(self.known)]
-        counted = match.positive | ~self._unsure(teacher, target, student.detach(), centres)
+        counted = positive | ~self._unsure(teacher, target, student.detach(), centres)
         there = F.binary_cross_entropy_with_logits(objectness, weight, reduction="none")
         parts = self.box * (generalized_box_iou_loss(boxes, box_target) * weight).sum()
         parts = parts + self.classification * (class_loss.sum(-1) * weight).sum()
         parts = parts + self.objectness * (there * counted).sum()
         return parts / weight.sum().clamp(min=len(student))
 
+    def _targets(
+        self, teacher: Found, boxes: Tensor, objectness: Tensor, class_logits: Tensor, centres: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the student's cells are to learn, by SimOTA on what they say: is a cell matched [B,N], with which weight [B,N] (the
+        score, 0 where not matched), which box [B,N,4] in pixels (its own where not matched), which class probabilities [B,N,C]."""
+        found, score = teacher.boxes.float(), teacher.scores.float()
+        classes = torch.where(score >= self.confidence, teacher.classes, PAD)
+        match = simota(found, classes, boxes, objectness, class_logits, centres, scales)
+        if not found.shape[1]:  # nothing is found in any image of the batch
+            return match.positive, torch.zeros_like(objectness), boxes, torch.zeros_like(class_logits)
+        weight = score.gather(1, match.box) * match.positive
+        box_target = found.gather(1, match.box[..., None].expand(-1, -1, 4))
+        box_target = torch.where(match.positive[..., None], box_target, boxes)
+        class_target = one_hot(classes.gather(1, match.box), class_logits.shape[-1]) * match.iou[..., None]
+        return match.positive, weight, box_target, class_target
+
     def _unsure(self, teacher: Found, target: Mapping[str, Tensor] | None, student: Tensor, centres: Tensor) -> Tensor:
         """Cells that are not to learn that there is nothing: bool [B,N]."""
         doubted = (teacher.classes >= 0) & (teacher.scores >= self.doubt) & (teacher.scores < self.confidence)
-        x1, y1, x2, y2 = teacher.boxes[:, :, None].unbind(-1)
-        x, y = centres.unbind(-1)
-        inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
-        unsure = (inside & doubted[..., None]).any(1)
+        unsure = (centres_inside(teacher.boxes, centres) & doubted[..., None]).any(1)
         return unsure if self.known is None else unsure | unspoken_cells(student, target, self.known, centres)

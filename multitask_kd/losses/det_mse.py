@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..models.dense_head import box_sizes
 from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 
@@ -47,5 +48,5 @@ class DetMSE(SoftLoss):
     def _shown(self, raw: Tensor) -> Tensor:
         if self.form == "raw":
             return raw
-        sizes = raw[..., 2:4].clamp(max=6.0).exp() if self.form == "decoded" else raw[..., 2:4]
+        sizes = box_sizes(raw) if self.form == "decoded" else raw[..., 2:4]
         return torch.cat([raw[..., :2], sizes, raw[..., 4:].sigmoid()], dim=-1)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from .base import LOSSES, SoftLoss, check_temperature, same_shape
+from ..models.dense_head import box_sizes
+from .base import LOSSES, SoftLoss, check_temperature, check_weights, same_shape
 
 
 @LOSSES.register("det_soft")
@@ -37,12 +38,7 @@ class DetSoft(SoftLoss):
         temperature: float = 1.0,
     ):
         super().__init__()
-        weights = {"objectness": objectness, "classification": classification, "box": box}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"{name}: {weight} is no weight; give a number of at least 0")
-        if not any(weights.values()):
-            raise ValueError("objectness, classification, box: every weight is 0, so nothing would be learnt")
+        check_weights(objectness=objectness, classification=classification, box=box)
         if not 0 <= confidence < 1:
             raise ValueError(f"confidence: {confidence} is not in [0, 1)")
         check_temperature("temperature", temperature)
@@ -78,5 +74,5 @@ def _giou_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _frame(raw: Tensor) -> Tensor:
     """dx, dy, log w, log h -> x1, y1, x2, y2 in strides from the cell's centre."""
-    half = raw[..., 2:4].clamp(max=6.0).exp() / 2
+    half = box_sizes(raw) / 2
     return torch.cat([raw[..., :2] - half, raw[..., :2] + half], dim=-1)

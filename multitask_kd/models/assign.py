@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dense_head import centres_inside
+
 FAR = 1e5  # added to the cost of a cell outside a box or its centre region: taken only when nothing better is left
 NEVER = 1e9  # cost of a pair that must not match
 
@@ -78,10 +80,9 @@ def _near(boxes: Tensor, centres: Tensor, scales: Tensor, radius: float) -> tupl
     """Is a cell's centre inside the box; is it inside the square of ``radius`` strides round the box's centre. [B,M,N] each."""
     x1, y1, x2, y2 = boxes[:, :, None].unbind(-1)
     x, y = centres.unbind(-1)
-    in_box = (x > x1) & (x < x2) & (y > y1) & (y < y2)
     reach = radius * scales
     in_centre = ((x - (x1 + x2) / 2).abs() < reach) & ((y - (y1 + y2) / 2).abs() < reach)
-    return in_box, in_centre
+    return centres_inside(boxes, centres), in_centre
 
 
 def _class_cost(classes: Tensor, objectness: Tensor, class_logits: Tensor) -> Tensor:

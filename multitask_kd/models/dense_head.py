@@ -82,13 +82,22 @@ def cells(size: tuple[int, int], strides: tuple[int, ...], device: torch.device)
 
 
 def decode_boxes(raw: Tensor, centres: Tensor, scales: Tensor) -> Tensor:
-    """Raw outputs [...,N,4+] -> boxes [...,N,4] x1,y1,x2,y2 in pixels.
-
-    Sizes are capped at e^6 strides, where an untrained head would otherwise overflow.
-    """
+    """Raw outputs [...,N,4+] -> boxes [...,N,4] x1,y1,x2,y2 in pixels."""
     middle = centres + raw[..., 0:2] * scales[:, None]
-    half = raw[..., 2:4].clamp(max=6.0).exp() * (scales[:, None] / 2)
+    half = box_sizes(raw) * (scales[:, None] / 2)
     return torch.cat([middle - half, middle + half], dim=-1)
+
+
+def box_sizes(raw: Tensor) -> Tensor:
+    """Raw outputs [...,4+] -> width and height [...,2] in strides, at most e^6: an untrained head would otherwise overflow."""
+    return raw[..., 2:4].clamp(max=6.0).exp()
+
+
+def centres_inside(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Whether each centre [N,2] is inside each box [B,M,4], its edges left out: bool [B,M,N]."""
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(-1)
+    x, y = centres.unbind(-1)
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
 @torch.no_grad()
@@ -104,8 +113,5 @@ def unspoken_cells(raw: Tensor, target: Mapping[str, Tensor] | None, known: Sequ
     if target is not None and target["boxes"].shape[1]:
         classes = target["classes"]
         other = (classes >= 0) & unknown[classes.clamp(min=0)] & target["labelled"][:, None]
-        x1, y1, x2, y2 = target["boxes"][:, :, None].unbind(-1)
-        x, y = centres.unbind(-1)
-        inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
-        unspoken = unspoken | (inside & other[..., None]).any(1)
+        unspoken = unspoken | (centres_inside(target["boxes"], centres) & other[..., None]).any(1)
     return unspoken

@@ -13,6 +13,8 @@ from ..registry import Registry
 
 SOURCES = Registry("teacher source")
 
+State = dict[str, Any]  # a state dict
+
 
 class Source:
     """A way to load a network. A subclass is one file here, registered with ``@SOURCES.register("name")``.
@@ -87,6 +89,3 @@ def _joined(outputs: Sequence[Any], kept: Sequence[int], ran: Sequence[int]) -> 
         f"path: the network takes at most {max(ran)} images at once, and an output of shape {list(first.shape)} has no side for "
         "them, so that those of more images cannot be put together; export it with a batch of free size"
     )
-
-
-State = dict[str, Any]  # a state dict

@@ -1,55 +1,24 @@
-"""The config: typed, strict sections; ``load`` reads YAML with ``base`` files and ``key=value`` overrides, ``dump`` writes it back.
-
-A text behind a field is its documentation (docs/config.md is made from it).
-"""
+"""The config's sections: typed, strict, frozen."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from .errors import UserError, did_you_mean
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Natural = Annotated[int, Field(ge=0, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-
-
-def _path(text: str) -> str:
-    """With ``~`` and environment variables filled in. Raises ValueError for an empty text and for an unset variable."""
-    full = os.path.expanduser(os.path.expandvars(text))
-    if not full or "$" in full:
-        raise ValueError(f"'{text}' is no path" + (": a variable in it is not set" if "$" in full else ""))
-    return full
-
-
-PathText = Annotated[str, AfterValidator(_path)]
-
-S = TypeVar("S", bound="Section")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from ..errors import did_you_mean
+from .base import Count, Fraction, Natural, NonNegative, Number, PathText, Positive, Section
+from .schedules import ScheduledFraction, ScheduledRatio, ScheduledWeight, extremes
 
 
 class Run(Section):
@@ -139,7 +108,7 @@ def _set_as_given(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _called(one: dict[str, Any], number: int | str = "") -> str:
+def called(one: dict[str, Any], number: int | str = "") -> str:
     """The name of a set; number: its place among several."""
     layout = one.get("layout")
     return str(one.get("name") or f"{layout if isinstance(layout, str) else 'set'}{number}")
@@ -152,7 +121,7 @@ def _fault_at(place: tuple[str | int, ...], message: str) -> ValidationError:
 
 
 def _named_apart(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    names = [_called(one, number) for number, one in enumerate(sets)]
+    names = [called(one, number) for number, one in enumerate(sets)]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise _fault_at((number, "name"), f"there are two sets '{name}'; name them apart")
@@ -167,11 +136,11 @@ def _of_validation(sets: Any) -> Any:
     return sets
 
 
-_ONE, _SEVERAL = "one set", "several sets"  # pydantic's names of the alternatives
+ONE_SET, SEVERAL_SETS = "one set", "several sets"  # pydantic's names of the alternatives
 _Set = Annotated[dict[str, Any], AfterValidator(_set_as_given)]
 OneOrSeveral = Annotated[
-    Annotated[_Set, Tag(_ONE)] | Annotated[list[_Set], Field(min_length=1), AfterValidator(_named_apart), Tag(_SEVERAL)],
-    Discriminator(lambda value: _SEVERAL if isinstance(value, (list, tuple)) else _ONE),
+    Annotated[_Set, Tag(ONE_SET)] | Annotated[list[_Set], Field(min_length=1), AfterValidator(_named_apart), Tag(SEVERAL_SETS)],
+    Discriminator(lambda value: SEVERAL_SETS if isinstance(value, (list, tuple)) else ONE_SET),
 ]
 
 
@@ -205,8 +174,8 @@ class Data(Section):
         """The sets of a split, by a name for each."""
         raw = getattr(self, split)
         if isinstance(raw, list):
-            return {_called(one, number): _data_set(one) for number, one in enumerate(raw)}
-        return {_called(raw): _data_set(raw)}
+            return {called(one, number): _data_set(one) for number, one in enumerate(raw)}
+        return {called(raw): _data_set(raw)}
 
 
 class Model(Section):
@@ -239,118 +208,6 @@ class Model(Section):
         if list(self.strides) != sorted(set(self.strides)) or any(s & (s - 1) or s < 2 for s in self.strides):
             raise ValueError(f"strides: {list(self.strides)} are not rising powers of two from 2")
         return self
-
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Constant(Section):
-    """The same from beginning to end; a plain number means this."""
-
-    schedule: Literal["constant"]
-    value: Number
-    """The value."""
-
-    def extremes(self) -> tuple[float, ...]:
-        return (self.value,)
-
-
-class Ramp(Section):
-    """From start to end: linear in a straight line, cosine as half a wave (slow, fast, slow); flat before and after `over`."""
-
-    schedule: Literal["linear", "cosine"]
-    start: Number
-    """The value at the beginning."""
-    end: Number
-    """The value at the end."""
-    over: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """The part of training, from 0 to 1, in which it changes."""
-
-    def extremes(self) -> tuple[float, ...]:
-        return (self.start, self.end)
-
-    @model_validator(mode="after")
-    def _over_rises(self) -> Ramp:
-        if self.over[0] >= self.over[1]:
-            raise ValueError(f"over: {list(self.over)} must rise")
-        return self
-
-
-class Staged(Section):
-    """One value after the other, e.g. a temperature of 10, then 5, then 1."""
-
-    schedule: Literal["staged"]
-    values: Annotated[tuple[Number, ...], Field(min_length=1)]
-    """The values."""
-    at: tuple[Fraction, ...] | None = None
-    """Where in training, from 0 to 1, each but the first begins; null makes equal parts."""
-
-    def extremes(self) -> tuple[float, ...]:
-        return self.values
-
-    @model_validator(mode="after")
-    def _at_fits(self) -> Staged:
-        if self.at is not None and (len(self.at) != len(self.values) - 1 or list(self.at) != sorted(set(self.at))):
-            raise ValueError(f"at: {list(self.at)} must rise and have one place for each value but the first")
-        return self
-
-
-class Warmup(Section):
-    """From 0 to a value in a straight line, then that value."""
-
-    schedule: Literal["warmup"]
-    value: Number
-    """The value after warm-up."""
-    until: Annotated[float, Field(gt=0, le=1)]
-    """The part of training, from 0 to 1, in which it rises."""
-
-    def extremes(self) -> tuple[float, ...]:
-        return (0.0, self.value)
-
-
-SCHEDULES: dict[str, type[Section]] = {
-    "constant": Constant,
-    "linear": Ramp,
-    "cosine": Ramp,
-    "staged": Staged,
-    "warmup": Warmup,
-}
-AnySchedule = Annotated[Constant | Ramp | Staged | Warmup, Field(discriminator="schedule")]
-
-
-def _number_or_schedule(value: Any) -> str:
-    return "schedule" if isinstance(value, (dict, Section)) else "number"
-
-
-def extremes(value: float | Section) -> tuple[float, ...]:
-    """The values between which a number or a schedule stays."""
-    return value.extremes() if isinstance(value, Section) else (value,)
-
-
-def _least_0(value: Any) -> Any:
-    if min(extremes(value)) < 0:
-        raise ValueError(f"{min(extremes(value))} is below 0")
-    return value
-
-
-def _above_0(value: Any) -> Any:
-    if max(extremes(_least_0(value))) == 0:
-        raise ValueError("0 from beginning to end: leave the part out instead")
-    return value
-
-
-def _in_0_1(value: Any) -> Any:
-    if max(extremes(_least_0(value))) > 1:
-        raise ValueError(f"{max(extremes(value))} is above 1")
-    return value
-
-
-Scheduled = Annotated[
-    Annotated[Number, Tag("number")] | Annotated[AnySchedule, Tag("schedule")], Discriminator(_number_or_schedule)
-]
-ScheduledWeight = Annotated[Scheduled, AfterValidator(_above_0)]
-ScheduledRatio = Annotated[Scheduled, AfterValidator(_least_0)]
-ScheduledFraction = Annotated[Scheduled, AfterValidator(_in_0_1)]
 
 
 class Soft(Section):
@@ -714,217 +571,3 @@ class Config(Section):
             raise ValueError(f"{place}.floor: the source '{teacher.source}' has nothing to measure before training; leave it out")
         if teacher.floor and not self.train.check:
             raise ValueError(f"{place}.floor: train.check is false, so it would not be looked at; set one of them otherwise")
-
-
-def load(path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[str | Path] = ()) -> Config:
-    """Read a YAML config, then the files ``over`` it, merged key by key in their order.
-
-    ``base: other.yaml`` in a file, or a list of files, relative to it: these are read before it.
-
-    overrides: ``dotted.key=value`` with a YAML value.
-    Raises UserError naming the file and key, with the nearest known key.
-    """
-    raw = read_yaml(Path(path))
-    for more in over:
-        raw = merge(raw, read_yaml(Path(more)))
-    # names first, wherever they stand: a loss that changes takes its options with it
-    for text in sorted(overrides, key=lambda text: text.partition("=")[0].strip().rpartition(".")[2] not in NAMES):
-        _override(raw, text)
-    return parse(raw, str(path))
-
-
-def parse(raw: dict[str, Any], origin: str) -> Config:
-    """A plain mapping -> Config. Raises UserError with one line a fault."""
-    return validate(Config, raw, origin)
-
-
-def validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
-    """A plain mapping -> a section. Raises UserError with one line a fault, each beginning with ``origin``."""
-    try:
-        return section.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain(e, section) for e in error.errors()]
-        raise UserError("\n".join(f"{origin}: {line}" for line in lines)) from None
-
-
-def dump(config: Config) -> str:
-    """The whole config as YAML, defaults included."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
-
-
-_SCHEDULE = TypeAdapter(AnySchedule)
-
-
-def parse_schedule(raw: Any, where: str) -> Section:
-    """A schedule that stands among a component's options. Raises UserError."""
-    try:
-        return _SCHEDULE.validate_python(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{where}.{_explain(e, Section)}" for e in error.errors())) from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML in which 1e-3 is a number, as in YAML 1.2, and no key is there twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys: set[Any] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.value in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' is there twice", key.start_mark)
-            keys.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back as the same: the text "1e-3" gets quotes."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping merged over its ``base`` files; one that several of them build on counts once, at its first place.
-
-    Raises UserError.
-    """
-    merged: dict[str, Any] = {}
-    for layer in _layers(path, (), set()):
-        merged = merge(merged, layer)
-    return merged
-
-
-def _layers(path: Path, above: tuple[Path, ...], done: set[Path]) -> Iterator[dict[str, Any]]:
-    """The mappings of a file's bases, lowest first, then its own. ``above``: the files that led here; ``done``: read already."""
-    if path.resolve() in above:
-        raise UserError(f"{path}: base files form a circle")
-    if path.resolve() in done:
-        return
-    raw = _read_one(path)
-    done.add(path.resolve())
-    base = raw.pop("base", None)
-    bases = [base] if isinstance(base, str) else [] if base is None else base
-    if not isinstance(bases, list) or (base is not None and not bases) or not all(isinstance(b, str) for b in bases):
-        raise UserError(f"{path}: base: the path of a YAML file, or a list of paths, is needed, not {base!r}")
-    for name in bases:
-        yield from _layers(path.parent / name, (*above, path.resolve()), done)
-    yield raw
-
-
-def _read_one(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(f"{path}: there is no such config file; {did_you_mean(str(path), near)}")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if raw is not None and not isinstance(raw, dict):
-        raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
-    return raw or {}
-
-
-# Keys that say whose options stand beside them, and which keys go with them when they change; None: all, but for OF_THE_SET.
-NAMES: dict[str, tuple[str, ...] | None] = {"layout": None, "schedule": None, "loss": ("options", "weight"), "method": ("options",)}
-OF_THE_SET = tuple(key for key in SET_KEYS if key != "rename")  # not of the layout, which may change under them
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, key by key. Where a layout, schedule, loss or method changes, the other's options are left out."""
-    merged = dict(below)
-    for name in NAMES:
-        if name in merged and name in above and merged[name] != above[name]:
-            _forget(merged, name)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _forget(section: dict[str, Any], name: str) -> None:
-    """Take out of ``section`` what belongs to the layout, schedule, loss or method that it had."""
-    for key in [k for k in section if k not in OF_THE_SET] if NAMES[name] is None else NAMES[name]:
-        section.pop(key, None)
-
-
-def _override(raw: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"override '{text}': write it as key=value, e.g. train.steps=200")
-    try:
-        parsed = yaml.load(value, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"override '{text}': the value is not valid YAML: {error}") from None
-    node = raw
-    *parents, last = key.strip().split(".")
-    for depth, part in enumerate(parents, start=1):
-        if isinstance(node, list):
-            node = _one_of(node, part, text)
-            continue
-        if node.get(part) is None:  # one key of a default task or data set: the rest of the default stays
-            node[part] = default if isinstance(default := _default(parents[:depth]), dict) else {}
-        node = node[part]
-        if not (isinstance(node, dict) or (isinstance(node, list) and any(isinstance(one, dict) for one in node))):
-            raise UserError(f"override '{text}': '{part}' is a value, not a section")
-    if isinstance(node, list):
-        raise UserError(f"override '{text}': '{parents[-1]}' is a list; write which of it, by name or number, and the key")
-    if last in NAMES and node.get(last, parsed) != parsed:
-        _forget(node, last)
-    node[last] = parsed
-
-
-def _one_of(sets: list[Any], which: str, text: str) -> dict[str, Any]:
-    """The set of a list by its name or number."""
-    mappings = {number: one for number, one in enumerate(sets) if isinstance(one, dict)}
-    named = {_called(one, number): one for number, one in mappings.items()}
-    numbered = {str(number): one for number, one in mappings.items()}
-    if which not in named and which not in numbered:
-        raise UserError(f"override '{text}': there is no '{which}' in the list; {did_you_mean(which, named)}")
-    return (numbered | named)[which]
-
-
-def _default(place: list[str]) -> Any:
-    """What the config has at ``place`` when nothing is given there."""
-    node: Any = Config().model_dump(mode="json")
-    for part in place:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
-def _explain(error: dict[str, Any], root: type[Section]) -> str:
-    """One pydantic fault in the words of the config."""
-    place = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
-    kind = next((SCHEDULES[p] for p in place if p in SCHEDULES and "schedule" in place), None)
-    place = [p for p in place if p not in ("schedule", "number", _ONE, _SEVERAL, *SCHEDULES)]  # pydantic's names of alternatives
-    where = ".".join(place)
-    if error["type"] == "extra_forbidden":
-        known = list(kind.model_fields) if kind else _known_keys(place[:-1], root)
-        return f"{where}: unknown key; {did_you_mean(place[-1], known)}"
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        given = error["input"].get("schedule", "") if isinstance(error["input"], dict) else ""
-        return f"{where + '.' if where else ''}schedule: unknown schedule '{given}'; {did_you_mean(given, SCHEDULES)}"
-    message = _plain(error["msg"].removeprefix("Value error, "))
-    given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
-    return f"{where}: {message}{given}" if where else message
-
-
-def _plain(message: str) -> str:
-    """What pydantic says of Python's types in the words of YAML."""
-    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", message)
-    return message.replace("a valid tuple", "a list").replace("a valid list", "a list")
-
-
-def _known_keys(place: list[str], root: type[Section]) -> list[str]:
-    """The keys of the section at ``place``."""
-    section: Any = root
-    for part in place:
-        if not (isinstance(section, type) and issubclass(section, Section)):
-            return []
-        annotation = section.model_fields[part].annotation if part in section.model_fields else None
-        candidates = [annotation, *get_args(annotation)]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), section)
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, Section) else []
