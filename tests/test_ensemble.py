@@ -177,6 +177,12 @@ def test_detections_of_one_object_by_hand():
     assert said.scores.tolist()[0] == pytest.approx([0.6])
 
 
+@pytest.mark.parametrize(("height", "objects"), [(6, 1), (5, 2)])
+def test_from_which_overlap_on_it_is_one_object(height, objects):
+    a, b = found([(0, 0, 10, 10, 0.9, 1)]), found([(0, 0, 10, height, 0.3, 1)])  # IoU .6 and .5; .55 is the border
+    assert mean_found([a, b], [ALL, ALL]).classes.shape == (1, objects)
+
+
 def test_what_one_did_not_see_and_what_one_does_not_know():
     a = found([(0, 0, 10, 10, 0.8, 0), (20, 0, 30, 10, 0.6, 2)])
     said = mean_found([a, NOTHING], [ALL, (0, 1)])
