@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batch import Dense, Found, View
 from .build_distill import compared_heads, show_nothing, teacher_name, teacher_taps
@@ -372,11 +372,3 @@ def _through_fits(config: Config, teachers: Teachers, parts: Mapping[str, Task])
                 f"tasks.{name}.soft.through: teacher needs one checkpoint of ours with the student's classes, input and strides "
                 f"{list(parts[name].strides)}; use student"
             )
-
-
-def digest_parts(teachers: Teachers) -> dict[str, nn.Module]:
-    """The networks whose weights decide what a run learns, by name."""
-    return {name: member.net for name, member in teachers.members.items()}
-
-
-Predictions = Mapping[str, Tensor]
