@@ -212,7 +212,7 @@ def _met(run: Recipe, task: str, name: str, *, several: bool) -> Line:
     details = [f"{len(lesson.known)} of {len(own)} are known to the teacher"]
     details += [f"left to the labels: {', '.join(left)}"] if left else []
     details += [f"of no use here: {', '.join(extra)}"] if extra else []
-    return Line(LOOK if left or extra else PASS, what, "; ".join(details))
+    return Line(LOOK if left else PASS, what, "; ".join(details))
 
 
 def _teacher(run: Recipe) -> Iterator[Line]:
