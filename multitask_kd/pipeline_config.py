@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from .config import Config, Count, Fraction, Natural, PathText, Section, load, read_yaml, validate
-from .study_config import plain_dir
+from .study_config import CutSettings, plain_dir
 
 
 class Step(Section):
@@ -18,15 +17,6 @@ class Step(Section):
     """YAML files merged over the recipe, relative to the pipeline's file."""
     overrides: tuple[str, ...] = ()
     """key=value changes; {dir} stands for the pipeline's folder."""
-
-
-class PruneStep(Section):
-    """What is cut away, as tools/prune.py takes it."""
-
-    ratio: Annotated[float, Field(gt=0, lt=1)]
-    """The share that is taken away."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """by, method, scope, local, round_to."""
 
 
 class ExportStep(Section):
@@ -66,7 +56,7 @@ class Pipeline(Section):
     """Of the whole network, where no checkpoint is given."""
     sparse: Step | None = Step(overrides=("sparse.weight=1.0e-4",))
     """Training on with a penalty before the cut; null leaves it out."""
-    prune: PruneStep
+    prune: CutSettings
     finetune: Step = Step()
     """Of the cut network, by labels alone: the control."""
     distil: Step

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .config import Config, Natural, Section, load, read_yaml, validate
+from .config import Config, Count, Natural, Section, load, read_yaml, validate
 from .errors import UserError, did_you_mean
 
 
@@ -17,6 +17,30 @@ def plain_dir(value: str) -> str:
     if not value or re.search(r"[^\w ./\\:+~-]|: | $", value):
         raise ValueError("use letters, digits, spaces, and . _ - + ~ /")
     return value
+
+
+class CutSettings(Section):
+    """What is cut away, as tools/prune.py takes it; null: that tool's default."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)]
+    """The share that is taken away."""
+    by: str | None = None
+    """Of what: parameters, flops or latency."""
+    method: str | None = None
+    """What a channel is worth: magnitude, scale or group."""
+    scope: tuple[str, ...] | None = None
+    """What is cut: of backbone, neck, heads."""
+    local: bool | None = None
+    """Whether every layer loses the same share, else the least important channels go, wherever they are."""
+    round_to: Count | None = None
+    """Layers get multiples of so many channels."""
+
+
+class StudyCut(CutSettings):
+    """A network of a study that is cut out of another one. It has a row of its own, as it is before it learns again."""
+
+    of: str
+    """The run that it is cut out of, trained on its first seed."""
 
 
 class StudyRun(Section):
@@ -30,6 +54,8 @@ class StudyRun(Section):
     """key=value changes; {dir} stands for the study's folder."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     """Seeds of this network; null takes the study's. A teacher usually has one."""
+    start: str | None = None
+    """The cut that it begins as."""
     against: str | tuple[str, ...] | None = None
     """The run that this one is compared with, seed by seed: its control; or several."""
 
@@ -49,6 +75,8 @@ class Study(Section):
     """Seeds of every network that does not name its own."""
     runs: Annotated[dict[str, StudyRun], Field(min_length=1)]
     """By name, in the order of training."""
+    cuts: dict[str, StudyCut] = Field(default_factory=dict)
+    """By name: networks that are cut out of those of `runs`, for others of them to start from."""
     pictures: Natural = 3
     """Validation images in the picture that compares the networks."""
 
@@ -58,12 +86,32 @@ class Study(Section):
         return plain_dir(value)
 
     @model_validator(mode="after")
-    def _controls_exist(self) -> Study:
+    def _names_exist(self) -> Study:
+        order = list(self.runs)
         for name, run in self.runs.items():
             for control in run.controls:
                 if control not in self.runs:
                     raise ValueError(f"runs.{name}.against: there is no run '{control}'; {did_you_mean(control, self.runs)}")
+            if run.start is not None and run.start not in self.cuts:
+                raise ValueError(f"runs.{name}.start: there is no cut '{run.start}'; {did_you_mean(run.start, self.cuts)}")
+            if run.start is not None and order.index(self.cuts[run.start].of) >= order.index(name):
+                raise ValueError(f"runs.{name}.start: '{run.start}' is cut out of a run that is trained later; put that one before")
         return self
+
+    @field_validator("cuts")
+    @classmethod
+    def _cut_out_of_runs(cls, cuts: dict[str, StudyCut], info: ValidationInfo) -> dict[str, StudyCut]:
+        runs = info.data.get("runs", {})
+        for name, cut in cuts.items():
+            if cut.of not in runs:
+                raise ValueError(f"{name}.of: there is no run '{cut.of}'; {did_you_mean(cut.of, runs)}")
+            if name in runs:
+                raise ValueError(f"'{name}' is the name of a run too; give the cut another")
+        return cuts
+
+    def cut_file(self, name: str) -> str:
+        """Where the cut ``name`` is written."""
+        return f"{self.dir}/{slug(name)}.pt"
 
 
 def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
@@ -71,18 +119,29 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
     path = Path(path)
     study = validate(Study, read_yaml(path), str(path))
     configs: dict[str, dict[int, Config]] = {}
-    slugs: dict[str, str] = {}
+    _distinct_folders(study, path)
     for name, run in study.runs.items():
         seeds = run.seeds or study.seeds
         configs[name] = {}
-        slug = re.sub(r"[^\w.+-]+", "_", name).strip("_.")
-        if not slug:
-            raise UserError(f"{path}: runs: '{name}' has no letter or digit to name its folder by; rename it")
-        if slugs.setdefault(slug, name) != name:
-            raise UserError(f"{path}: runs: '{slugs[slug]}' and '{name}' would both be in the folder {slug}; rename one")
         for seed in seeds:
-            folder = f"{study.dir}/{slug}" if len(seeds) == 1 else f"{study.dir}/{slug}/seed{seed}"
+            folder = f"{study.dir}/{slug(name)}" + (f"/seed{seed}" if len(seeds) > 1 else "")
             given = [text.replace("{dir}", study.dir) for text in run.overrides]
+            last = [f"run.dir={folder}", f"run.seed={seed}"] + ([f"model.start={study.cut_file(run.start)}"] if run.start else [])
             over = [path.parent / text for text in run.over]
-            configs[name][seed] = load(path.parent / run.config, [*given, f"run.dir={folder}", f"run.seed={seed}"], over=over)
+            configs[name][seed] = load(path.parent / run.config, [*given, *last], over=over)
     return study, configs
+
+
+def slug(name: str) -> str:
+    """What a run's folder, and the file of a cut, is called."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_.")
+
+
+def _distinct_folders(study: Study, path: Path) -> None:
+    taken: dict[str, str] = {}
+    for kind in ("runs", "cuts"):
+        for name in getattr(study, kind):
+            if not slug(name):
+                raise UserError(f"{path}: {kind}: '{name}' has no letter or digit to name its folder by; rename it")
+            if (other := taken.setdefault(slug(name), name)) != name:
+                raise UserError(f"{path}: {kind}: '{other}' and '{name}' would both be in the folder {slug(name)}; rename one")

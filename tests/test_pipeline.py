@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 PLAN = {
     "config": "recipe.yaml",
     "sparse": {"overrides": ["sparse.weight=0.01", "train.steps=2"]},
-    "prune": {"ratio": 0.3, "options": {"round_to": 1}},
+    "prune": {"ratio": 0.3, "round_to": 1},
     "finetune": {"overrides": ["train.steps=2"]},
     "distil": {"over": ["taught.yaml"], "overrides": ["train.steps=2"]},
     "compare": {"batch": 2, "runs": 2, "pictures": 1},
@@ -81,8 +81,8 @@ def test_a_network_that_is_there_is_not_trained(plan, teacher_run, tmp_path):
     ("changes", "message"),
     [
         ({"prune": {"ratio": 1.5}}, "prune.ratio"),
-        ({"prune": {"ratio": 0.5, "options": {"by": "flop"}}}, "did you mean 'flops'"),
-        ({"prune": {"ratio": 0.5, "options": {"bye": "flops"}}}, "prune.options.bye"),
+        ({"prune": {"ratio": 0.5, "by": "flop"}}, "prune: --by: there is no 'flop'; did you mean 'flops'"),
+        ({"prune": {"ratio": 0.5, "bye": "flops"}}, "prune.bye: unknown key; did you mean 'by'?"),
         ({"distil": {"overrides": ["train.stepps=3"]}}, "train.stepps: unknown key; did you mean 'steps'?"),
         ({"sparse": {"overrides": ["sparse.wait=3"]}}, "sparse.wait: unknown key"),
         ({"export": {"int4": True}}, "export.int4: unknown key; did you mean 'int8'?"),

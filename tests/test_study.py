@@ -33,6 +33,7 @@ def test_a_figure_that_was_not_measured_leaves_a_gap():
         "labelled_images": 1,
         "unlabelled_images": 0,
         "params": 1,
+        "macs": 1,
         "steps": 1,
         "seconds": [1.0],
         "step_ms": [12.6],
@@ -51,6 +52,7 @@ def test_report_shows_mean_and_spread():
             "labelled_images": 4,
             "unlabelled_images": 8,
             "params": 1234,
+            "macs": 1,
             "steps": 2,
             "seconds": [60.0] * len(row["seeds"]),
             "step_ms": [12.6],
@@ -158,6 +160,45 @@ def test_what_an_old_teacher_taught_is_trained_again_even_after_a_stop(write, tr
     assert trained == [("pupil", False, True)]
 
 
+CUT = {"half": {"of": "teacher", "ratio": 0.4, "round_to": 1}}
+FROM_CUT = {"teacher": STUDENT, "alone": STUDENT | {"start": "half"}, "pupil": TAUGHT | {"start": "half", "against": "alone"}}
+
+
+def test_a_cut_is_made_once_and_has_a_row_and_pupils(write, trained, tmp_path):
+    pytest.importorskip("torch_pruning")
+    results = studies.run_study(write(FROM_CUT, cuts=CUT))
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == ["teacher", "half", "alone", "pupil"]
+    half = checkpoint.load(tmp_path / "out/half.pt", "x")
+    assert rows["half"]["params"] == rows["alone"]["params"] == rows["pupil"]["params"] == half["params"] < rows["teacher"]["params"]
+    assert 0.5 < rows["half"]["macs"] / rows["teacher"]["macs"] < 0.7
+    assert rows["half"]["steps"] == 0 and len(rows["half"]["mIoU"]) == len(rows["half"]["mAP"]) == 1
+    assert checkpoint.load(tmp_path / "out/pupil/best.pt", "x")["arch"]["widths"] == half["arch"]["widths"]
+    text = studies.report(results)
+    assert "half" in text and f"{rows['half']['macs'] / 1e6:.0f} M" in text
+
+    trained.clear()
+    stamp = (tmp_path / "out/half.pt").stat().st_mtime_ns
+    assert studies.run_study(write(FROM_CUT, cuts=CUT)) == results
+    assert trained == [] and (tmp_path / "out/half.pt").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("runs", "cuts", "again"),
+    [
+        (FROM_CUT, {"half": CUT["half"] | {"ratio": 0.3}}, ["alone", "pupil"]),
+        (FROM_CUT | {"teacher": STUDENT | {"overrides": ["train.steps=1"]}}, CUT, ["teacher", "alone", "pupil"]),
+        (FROM_CUT | {"alone": STUDENT | {"start": "half", "overrides": ["train.steps=1"]}}, CUT, ["alone"]),
+    ],
+)
+def test_what_started_from_an_old_cut_is_trained_again(write, trained, runs, cuts, again):
+    pytest.importorskip("torch_pruning")
+    studies.run_study(write(FROM_CUT, cuts=CUT))
+    trained.clear()
+    studies.run_study(write(runs, cuts=cuts))
+    assert [name for name, _, _ in trained] == again
+
+
 def test_a_run_killed_after_its_metrics_counts_as_done(write, trained, tmp_path):
     path = write({"a": STUDENT})
     studies.run_study(path)
@@ -178,11 +219,23 @@ def test_no_run_starts_where_one_has_a_fault(write, trained, tmp_path):
     [
         ({"seeds": []}, "seeds: "),
         ({"runs": {"a b": STUDENT, "a_b": STUDENT}}, "a_b"),
+        ({"runs": {"a b": STUDENT}, "cuts": {"a_b": {"of": "a b", "ratio": 0.5}}}, "would both be in the folder a_b"),
+        ({"cuts": {"half": {"of": "b", "ratio": 0.5}}}, "half.of: there is no run 'b'"),
+        ({"cuts": {"a": {"of": "a", "ratio": 0.5}}}, "'a' is the name of a run too"),
+        ({"cuts": {"half": {"of": "a", "ratio": 1.5}}}, "cuts.half.ratio: .*less than 1"),
+        ({"runs": {"a": STUDENT | {"start": "half"}}}, "runs.a.start: there is no cut 'half'"),
+        ({"runs": {"a": STUDENT | {"start": "half"}}, "cuts": {"half": {"of": "a", "ratio": 0.5}}}, "put that one before"),
     ],
 )
 def test_studies_that_make_no_sense_are_refused(write, changes, said):
     with pytest.raises(UserError, match=said):
         study_config.load_study(write(**({"runs": {"a": STUDENT}} | changes)))
+
+
+def test_options_of_a_cut_are_told_before_anything_is_trained(write, trained):
+    with pytest.raises(UserError, match=r"study.yaml: cuts.half: --method: there is no 'scales'; did you mean 'scale'"):
+        studies.run_study(write(FROM_CUT, cuts={"half": CUT["half"] | {"method": "scales"}}))
+    assert trained == []
 
 
 def test_picture_has_truth_and_every_network(write, tmp_path):

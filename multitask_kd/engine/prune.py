@@ -53,6 +53,14 @@ class Cut:
         if self.round_to < 1:
             raise UserError(f"--round-to: {self.round_to} channels; at least 1")
 
+    @classmethod
+    def of(cls, where: str, ratio: float, **options: Any) -> Cut:
+        """A cut of which the options that are None keep their defaults. ``where`` it is asked for begins what a UserError says."""
+        try:
+            return cls(ratio, **{key: value for key, value in options.items() if value is not None})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
 
 @dataclass(frozen=True)
 class Pruned:

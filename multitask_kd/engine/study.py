@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,19 @@ import numpy as np
 from .. import build
 from ..atomic import write_text
 from ..checkpoint import load as load_checkpoint
+from ..compress.profile import WHOLE, macs
 from ..config import Config, dump
 from ..report.pictures import save_png, side_by_side
 from ..report.tables import mean_and_spread, spread_text, table
 from ..study_config import Study, load_study
+from .evaluate import evaluate_checkpoint
 from .folder import differences
 from .log import clock
 from .machine import machine, peak_memory_mb
 from .pictures import Speaker, compare
+from .prune import Cut, prune_checkpoint
+from .prune import report as prune_report
+from .steps import Steps
 from .train import train
 
 FIGURES = {"mIoU": ("seg", "mIoU"), "mAP": ("det", "mAP"), "mAP50": ("det", "mAP50")}
@@ -33,15 +38,18 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     A run that is finished is kept, one that was interrupted goes on where it stopped. Returns the results, or None when
     a signal stopped a run. Raises UserError.
     """
-    study, given = load_study(path)
-    configs = {name: {seed: build.started(config) for seed, config in runs.items()} for name, runs in given.items()}
-    for runs in configs.values():
+    study, configs = load_study(path)
+    for name, runs in configs.items():
         for config in runs.values():
-            build.check(config)
-    forget_pupils(configs, overwrite=overwrite)
-    rows = []
+            build.check(without_start(config) if study.runs[name].start else config)  # a cut may not be there yet
+    cuts = {name: Making(study, configs, name, path) for name in study.cuts}
+    forget_pupils(configs, cuts, overwrite=overwrite)
+    rows: list[dict[str, Any]] = []
     for name, runs in configs.items():
         results = {}
+        first = study.runs[name].start
+        if first and not any(row["name"] == first for row in rows):
+            rows.append(cuts[first].row())
         for seed, config in runs.items():
             print(f"\n== {name}, seed {seed}: {Path(config.run.dir)}", flush=True)
             result = finish(config, overwrite=overwrite)
@@ -58,15 +66,51 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     return results
 
 
-def forget_pupils(configs: Mapping[str, Mapping[int, Config]], *, overwrite: bool) -> None:
+def without_start(config: Config) -> Config:
+    """The config of a network that starts from random weights."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"start": None})})
+
+
+class Making:
+    """How a cut of a study is made, once."""
+
+    def __init__(self, study: Study, configs: Mapping[str, Mapping[int, Config]], name: str, path: str | Path):
+        """Raises UserError for options that tools/prune.py would refuse."""
+        plan = study.cuts[name]
+        self.name, self.seed = name, next(iter(configs[plan.of]))
+        self.config = configs[plan.of][self.seed]
+        self.source, self.file = Path(self.config.run.dir) / "best.pt", Path(study.cut_file(name))
+        self._cut = Cut.of(f"{path}: cuts.{name}", **plan.model_dump(exclude={"of"}))
+        self._steps, self._as_made = Steps(self.file.parent), (self.file.stem, [self.source], repr(self._cut), [self.file])
+
+    def is_done(self) -> bool:
+        """Is the file there, cut out of the network as it is now?"""
+        return self._steps.is_done(*self._as_made)
+
+    def row(self) -> dict[str, Any]:
+        """Make it where it is not there; its row, before it learns again."""
+        self._steps.once(*self._as_made, self._make)
+        content = load_checkpoint(self.file, self.name)
+        result = evaluate_checkpoint(self.config, str(self.file))
+        return _row(self.name, content, [self.seed], [result]) | {"against": [], "steps": 0, "seconds": [0.0], "step_ms": [None]}
+
+    def _make(self) -> None:
+        print(prune_report(prune_checkpoint(self.config, str(self.source), str(self.file), self._cut)))
+
+
+def forget_pupils(configs: Mapping[str, Mapping[int, Config]], cuts: Mapping[str, Making], *, overwrite: bool) -> None:
     """What learned from a network that will be trained has to learn again, also if this process does not get there."""
-    anew: set[Path] = set()
+    anew: set[Path] = set()  # folders of runs, files of cuts
+    sources = {cut.file: cut for cut in cuts.values()}
     for config in (config for runs in configs.values() for config in runs.values()):
         folder = Path(config.run.dir)
+        if (cut := sources.get(Path(config.model.start or ""))) and (cut.source.parent in anew or not cut.is_done()):
+            anew.add(cut.file)
         needed = [config.model.start, *(teacher.path for teacher in config.named_teachers.values())]
-        if any(file and Path(file).parent in anew for file in needed):
+        again = any(file and {Path(file), Path(file).parent} & anew for file in needed)
+        if again:
             (folder / "config.yaml").unlink(missing_ok=True)
-        if overwrite or not is_done(config):
+        if overwrite or again or not is_done(config):
             anew.add(folder)
 
 
@@ -78,7 +122,7 @@ def is_done(config: Config) -> bool:
 
 def _is_written(folder: Path, config: Config) -> bool:
     written = folder / "config.yaml"
-    return written.is_file() and not differences(written.read_text(encoding="utf-8"), dump(config))
+    return written.is_file() and not differences(written.read_text(encoding="utf-8"), dump(build.started(config)))
 
 
 def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:
@@ -103,22 +147,25 @@ def describe(name: str, study: Study, configs: Mapping[int, Config], results: Ma
     """One row: what the network saw, and its figures by seed."""
     config = next(iter(configs.values()))
     content = load_checkpoint(Path(config.run.dir) / "best.pt", name)
-    figures = {
-        key: [result[task][metric] for result in results.values()]
-        for key, (task, metric) in FIGURES.items()
-        if task in config.tasks
+    return _row(name, content, list(configs), list(results.values())) | {
+        "against": list(study.runs[name].controls),
+        "steps": config.train.steps,
+        "seconds": [result["seconds"] for result in results.values()],
+        "step_ms": [step_ms(config) for config in configs.values()],
     }
+
+
+def _row(name: str, content: Mapping[str, Any], seeds: list[int], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint says of its network, and its figures by seed."""
+    tasks = content["arch"]["tasks"]
     return {
         "name": name,
-        "against": list(study.runs[name].controls),
-        "seeds": list(configs),
+        "seeds": seeds,
         "labelled_images": content["labelled_images"],
         "unlabelled_images": content["unlabelled_images"],
         "params": content["params"],
-        "steps": config.train.steps,
-        **figures,
-        "seconds": [result["seconds"] for result in results.values()],
-        "step_ms": [step_ms(config) for config in configs.values()],
+        "macs": macs(build.from_checkpoint(content, name), content["arch"]["input_size"])[WHOLE],
+        **{key: [result[task][metric] for result in results] for key, (task, metric) in FIGURES.items() if task in tasks},
     }
 
 
@@ -155,6 +202,7 @@ def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
             "labels": row["labelled_images"],
             "unlabelled": row["unlabelled_images"],
             "parameters": f"{row['params'] / 1e6:.2f} M",
+            "MACs": f"{row['macs'] / 1e6:.0f} M",
             "steps": row["steps"],
             **{key: spread_text(row[key]) for key in FIGURES if key in row},
             "ms/step": round(mean_and_spread(row["step_ms"])[0]) if row["step_ms"][0] is not None else None,
@@ -162,7 +210,7 @@ def report(results: Mapping[str, Any], *, markdown: bool = False) -> str:
         }
         for row in results["rows"]
     ]
-    head = {k: k for k in ("network", "labels", "unlabelled", "parameters", "steps")}
+    head = {k: k for k in ("network", "labels", "unlabelled", "parameters", "MACs", "steps")}
     shown = {key: key for key in FIGURES if any(key in row for row in results["rows"])}
     parts = [f"{'## ' if markdown else ''}{results['title']}", results["machine"]]
     parts.append(table(rows, {**head, **shown, "ms/step": "ms/step", "time": "time"}, markdown=markdown))
