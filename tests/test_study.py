@@ -170,7 +170,8 @@ def test_a_cut_is_made_once_and_has_a_row_and_pupils(write, trained, tmp_path):
     rows = {row["name"]: row for row in results["rows"]}
     assert list(rows) == ["teacher", "half", "alone", "pupil"]
     half = checkpoint.load(tmp_path / "out/half.pt", "x")
-    assert rows["half"]["params"] == rows["alone"]["params"] == rows["pupil"]["params"] == half["params"] < rows["teacher"]["params"]
+    assert {row["params"] for name, row in rows.items() if name != "teacher"} == {half["params"]}
+    assert half["params"] < rows["teacher"]["params"]
     assert 0.5 < rows["half"]["macs"] / rows["teacher"]["macs"] < 0.7
     assert rows["half"]["steps"] == 0 and len(rows["half"]["mIoU"]) == len(rows["half"]["mAP"]) == 1
     assert checkpoint.load(tmp_path / "out/pupil/best.pt", "x")["arch"]["widths"] == half["arch"]["widths"]

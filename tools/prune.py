@@ -10,7 +10,8 @@ def main(args: argparse.Namespace) -> int:
     from multitask_kd.config import load
     from multitask_kd.engine.prune import Cut, prune_checkpoint, report
 
-    cut = Cut.of("command line", args.ratio, by=args.by, method=args.method, scope=args.scope, local=args.local, round_to=args.round_to)
+    options = {key: getattr(args, key) for key in ("by", "method", "scope", "local", "round_to")}
+    cut = Cut.of("command line", args.ratio, **options)
     found = prune_checkpoint(load(args.config, args.overrides), args.checkpoint, args.out, cut)
     print(report(found))
     print(f"result: {found.path}; train on with model.start={found.path}")

@@ -43,8 +43,9 @@ def run_pipeline(path: str | Path) -> dict[str, Any] | None:
         if not _train(steps, name, configs[name], [pruned, *([whole] if name == "distil" else [])]):
             return None
     student = Path(configs["distil"].run.dir) / "best.pt"
-    exported = _export(steps, plan, configs["distil"], student)
-    files = [whole, Path(configs["finetune"].run.dir) / "best.pt", student, *exported]
+    finetuned = Path(configs["finetune"].run.dir) / "best.pt"
+    exported = _export(steps, plan, configs["distil"], {"whole": whole, "student": student})
+    files = {"whole": whole, "cut, fine-tuned": finetuned, "cut, distilled": student} | {file.name: file for file in exported}
     return _compare(steps, plan, configs["distil"], files, path)
 
 
@@ -61,37 +62,40 @@ def _cut(configs: Mapping[str, Config], dense: Path, pruned: Path, cut: Cut) -> 
     return prune_checkpoint(configs["finetune"], str(dense), str(pruned), cut)
 
 
-def _export(steps: Steps, plan: Pipeline, config: Config, student: Path) -> list[Path]:
-    """The files for the device."""
-    forms = {"onnx": ("student.onnx", "fp32", None)}
-    if plan.export.int8:
-        forms["int8"] = ("student.int8.onnx", "int8", plan.export.images)
+def _export(steps: Steps, plan: Pipeline, config: Config, networks: Mapping[str, Path]) -> list[Path]:
+    """The files for the device; the whole network's too, so that like is compared with like."""
+    forms = [(name, "fp32", f"{name}.onnx") for name in networks]
+    forms += [("student", "int8", "student.int8.onnx")] if plan.export.int8 else []
     made = []
-    for form, (name, precision, images) in forms.items():
-        out = Path(plan.dir) / name
+    for name, precision, file in forms:
+        out, data = Path(plan.dir) / file, config if precision == "int8" else None
         decode = () if plan.export.decode else None
-        wanted = Export(str(student), str(out), precision=precision, decode=decode, images=images)
-        data = config if form == "int8" else None
-        steps.once(f"export_{form}", [student], repr(wanted), [out], lambda w=wanted, d=data: print(export(w, d)))
+        images = plan.export.images if data else None
+        wanted = Export(str(networks[name]), str(out), precision=precision, decode=decode, images=images)
+        marker = f"export_{Path(file).stem}"
+        steps.once(marker, [networks[name]], repr(wanted), [out], lambda w=wanted, d=data: print(export(w, d)))
         made.append(out)
     return made
 
 
-def _compare(steps: Steps, plan: Pipeline, config: Config, files: Sequence[Path], path: str | Path) -> dict[str, Any]:
+def _compare(steps: Steps, plan: Pipeline, config: Config, files: Mapping[str, Path], path: str | Path) -> dict[str, Any]:
     """The table, and the page beside it."""
     outputs = {ending: Path(plan.dir) / f"comparison.{ending}" for ending in ("csv", "json", "html")}
-    names = ["whole", "cut, fine-tuned", "cut, distilled", *(file.name for file in files[3:])]
     options = plan.compare.model_dump(exclude={"pictures"})
 
     def work() -> None:
         given = {ending: str(out) for ending, out in outputs.items()}
         prepare(**given)
         results = compare(
-            config, [str(f) for f in files], names=names, **options, command=["python", "tools/pipeline.py", str(path)]
+            config,
+            [str(f) for f in files.values()],
+            names=list(files),
+            **options,
+            command=["python", "tools/pipeline.py", str(path)],
         )
         print(text(results))
         for written in write(config, results, pictures=plan.compare.pictures, **given):
             print(f"written: {written}")
 
-    steps.once("compare", files, repr((options, dump(config))), list(outputs.values()), work)
+    steps.once("compare", list(files.values()), repr((options, dump(config))), list(outputs.values()), work)
     return json.loads(outputs["json"].read_text(encoding="utf-8"))
