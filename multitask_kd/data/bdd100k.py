@@ -14,7 +14,7 @@ import numpy as np
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
 from .base import LAYOUTS, Layout, Sample, clean_boxes
-from .files import Files, decode_image, expand, list_images, read_json, unique_names
+from .files import Files, decode_image, expand, list_images, read_json, require_same_size, size_text, unique_names
 
 CLASSES = (
     "pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "traffic light", "traffic sign"
@@ -178,7 +178,7 @@ class BDD100K(Layout):
             return Sample(image, mask)
         if image.shape[1::-1] != self.size:
             raise UserError(
-                f"image '{path}' is {_size(image)}, but its boxes are of images of {self.size[0]}x{self.size[1]} pixels "
+                f"image '{path}' is {size_text(image)}, but its boxes are of images of {self.size[0]}x{self.size[1]} pixels "
                 "(width x height); undo the resizing, or set `size` to what the labels refer to"
             )
         rows = slice(self._first[index], self._first[index + 1])
@@ -189,11 +189,7 @@ class BDD100K(Layout):
             return None
         path = os.path.join(self.masks, os.path.splitext(self.names[index])[0] + ".png")
         stored = self.files.mask(path)
-        if stored.shape != image.shape[:2]:
-            raise UserError(
-                f"mask '{path}' is {_size(stored)}, but image '{image_path}' is {_size(image)} (width x height); make "
-                "them the same size (masks: nearest neighbour only)"
-            )
+        require_same_size(stored, path, image, image_path)
         if self._binary and stored.max() == 2:
             raise UserError(
                 f"mask '{path}' holds indices up to 2 and no brightness: official masks, where 2 is the background; set "
@@ -291,10 +287,6 @@ class BDD100K(Layout):
     def _count(self, fault: str, count: int) -> None:
         if count:
             self.faults[fault] += int(count)
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
 
 
 def _tree(tree: str, root: str) -> str:

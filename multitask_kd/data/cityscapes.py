@@ -86,7 +86,7 @@ class Cityscapes(Layout):
         image = self.files.image(image_path)
         path = os.path.join(self.annotations, self._label(index, self.kind))
         stored = self.files.mask(path)
-        require_same_size(stored, path, image, image_path)
+        require_same_size(stored, path, image, image_path, kind="labels")
         mask = np.take(self._value_of, stored)
         if (bad := mask == _BAD).any():
             known = f"0 to {_LAST_ID}" if self.kind == "labelIds" else f"0 to {len(LABEL_IDS) - 1} and {IGNORE}"
@@ -95,7 +95,7 @@ class Cityscapes(Layout):
             return Sample(image, mask)
         path = os.path.join(self.annotations, self._label(index, "instanceIds"))
         ids = self.files.ids(path)
-        require_same_size(ids, path, image, image_path, "id image")
+        require_same_size(ids, path, image, image_path, "id image", "labels")
         class_at = np.take(self._class_of, ids)
         if (bad := class_at == -2).any():
             raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
-from .files import Files, expand, read_json, require_files, unique_names
+from .files import Files, expand, read_json, require_files, require_same_size, unique_names
 
 Choice = Sequence[str] | Mapping[str, str | Sequence[str]] | str
 
@@ -102,7 +102,7 @@ class IndexMasks:
         """uint8 [H,W] class indices, IGNORE where void, of the mask ``name`` of ``image`` [H,W,3]. Raises UserError."""
         path = os.path.join(self.folder, name)
         stored = self.files.mask(path)
-        check_same_size(path, stored, image_path, image)
+        require_same_size(stored, path, image, image_path)
         known = self._known[stored]
         if not known.all():
             raise UserError(
@@ -110,20 +110,6 @@ class IndexMasks:
                 f"{spans(np.flatnonzero(self._known).tolist())}; {self.hint}"
             )
         return self._value_of[stored]
-
-
-def check_same_size(path: str, mask: np.ndarray, image_path: str, image: np.ndarray) -> None:
-    """Raise UserError naming both files unless mask [H,W,...] and image [H,W,3] have one size."""
-    if mask.shape[:2] != image.shape[:2]:
-        raise UserError(
-            f"mask '{path}' is {size_text(mask)}, but image '{image_path}' is {size_text(image)} (width x height); make them "
-            "the same size (masks: nearest neighbour only)"
-        )
-
-
-def size_text(array: np.ndarray) -> str:
-    """ "640x480": width x height of an array [H,W,...]."""
-    return f"{array.shape[1]}x{array.shape[0]}"
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from ..batch import IGNORE
 from ..errors import UserError
 from .base import LAYOUTS
-from .classes import Choice, check_same_size, choose
+from .classes import Choice, choose
 from .coco import Described, Entry, category_entries, check_object, check_reference, entries, image_entries, sections
-from .files import expand, require_files
+from .files import expand, require_files, require_same_size
 
 
 @LAYOUTS.register("coco_panoptic")
@@ -86,7 +86,7 @@ class CocoPanoptic(Described):
             return None
         path = os.path.join(self.masks, name)
         colours = self.files.image(path)
-        check_same_size(path, colours, image_path, image)
+        require_same_size(colours, path, image, image_path)
         rows = slice(self._at[index], self._at[index + 1])
         ids, values = self._ids[rows], self._values[rows]
         pixels = segment_ids(colours)

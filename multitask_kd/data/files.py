@@ -169,16 +169,18 @@ def list_images(folder: str, option: str) -> list[str]:
 
 
 def size_text(array: np.ndarray) -> str:
-    """Width x height of an image or mask, for messages."""
+    """ "640x480": width x height of an array [H,W,...], for messages."""
     return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def require_same_size(labels: np.ndarray, path: str, image: np.ndarray, image_path: str, what: str = "mask") -> None:
-    """Raise UserError naming both files unless ``labels`` [H,W] lies on ``image`` [H,W,3]."""
-    if labels.shape != image.shape[:2]:
+def require_same_size(
+    labels: np.ndarray, path: str, image: np.ndarray, image_path: str, what: str = "mask", kind: str = "masks"
+) -> None:
+    """Raise UserError naming both files unless ``labels`` [H,W,...] lie on ``image`` [H,W,3]. what: the file; kind: all like it."""
+    if labels.shape[:2] != image.shape[:2]:
         raise UserError(
             f"{what} '{path}' is {size_text(labels)}, but image '{image_path}' is {size_text(image)} (width x height); "
-            "make them the same size (labels: nearest neighbour only)"
+            f"make them the same size ({kind}: nearest neighbour only)"
         )
 
 

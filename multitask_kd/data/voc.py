@@ -120,7 +120,7 @@ class Voc(Layout):
 
     def _mask(self, path: str, image_path: str, image: np.ndarray) -> np.ndarray:
         mask = self.files.mask(path)
-        require_same_size(mask, path, image, image_path)
+        require_same_size(mask, path, image, image_path, kind="labels")
         unknown = (mask >= len(self.classes["seg"])) & (mask != IGNORE)
         if unknown.any():
             raise UserError(
