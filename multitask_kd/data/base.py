@@ -63,6 +63,23 @@ class Layout:
         """Decode one sample. Raises UserError naming the file when it cannot be read."""
         raise NotImplementedError
 
+    def _check_index(self, index: int) -> None:
+        """Raise IndexError where there is no such image."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+
+
+class Listed(Layout):
+    """A layout with a list of its images: ``names``, in the order of their indices."""
+
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
 
 def clean_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
     """Clip boxes to the image and find the ones to keep.

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Layout, Sample, clean_boxes
+from .base import LAYOUTS, Listed, Sample, clean_boxes
 from .files import Files, decode_image, expand, list_images, read_json, require_same_size, size_text, unique_names
 
 CLASSES = (
@@ -81,7 +81,7 @@ class _Label(NamedTuple):
 
 
 @LAYOUTS.register("bdd100k")
-class BDD100K(Layout):
+class BDD100K(Listed):
     """BDD100K: driving frames with boxes, and masks of one kind.
 
     root: the folder of the set.
@@ -162,15 +162,8 @@ class BDD100K(Layout):
                 )
             self._count("images without a mask (not labelled)", (~self._masked).sum())
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         path = os.path.join(self.images, self.names[index])
         image = self.files.image(path)
         mask = self._mask(index, path, image) if "seg" in self.classes else None

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Layout, Sample
+from .base import LAYOUTS, Listed, Sample
 from .files import Files, expand, list_files, require_files, require_same_size, unique_names
 
 # Label id of each training class, in the order of the training ids (cityscapesScripts, helpers/labels.py).
@@ -27,7 +27,7 @@ _BAD = 254  # what a value that the format does not have becomes in a mask
 
 
 @LAYOUTS.register("cityscapes")
-class Cityscapes(Layout):
+class Cityscapes(Listed):
     """Cityscapes' leftImg8bit and gtFine: masks of the 19 training classes and boxes of the 8 that have instances.
 
     A box spans what is visible of its instance, and its area is that of the visible pixels. Objects that the set labels
@@ -64,8 +64,7 @@ class Cityscapes(Layout):
             raise UserError("det_classes: without use where `boxes` is false; remove one")
         self.files = Files(None if cache is None else expand(cache, "cache"))
         self.images, self.annotations = _folders(expand(root, "root"), split)
-        found = list_files(self.images, "split", (_IMAGE.lower(),), "images")
-        self.stems = [name[: -len(_IMAGE)] for name in found]
+        self.names = list_files(self.images, "split", (_IMAGE.lower(),), "images")
         made = "csCreateTrainIdLabelImgs of cityscapesscripts makes them" if labels == "labelTrainIds" else "restore them"
         self._require(labels, "labels", f"{made}, or choose other `labels`")
         if boxes:
@@ -73,16 +72,9 @@ class Cityscapes(Layout):
         self._value_of = _mask_values(labels)
         self._class_of = _instance_classes(self.classes.get("det", ()))
 
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def name(self, index: int) -> str:
-        return self.stems[index] + _IMAGE
-
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        image_path = os.path.join(self.images, self.name(index))
+        self._check_index(index)
+        image_path = os.path.join(self.images, self.names[index])
         image = self.files.image(image_path)
         path = os.path.join(self.annotations, self._label(index, self.kind))
         stored = self.files.mask(path)
@@ -105,7 +97,7 @@ class Cityscapes(Layout):
         return Sample(image, mask, *instance_boxes(ids, class_at))
 
     def _label(self, index: int, kind: str) -> str:
-        return f"{self.stems[index]}_gtFine_{kind}.png"
+        return f"{self.names[index][: -len(_IMAGE)]}_gtFine_{kind}.png"
 
     def _require(self, kind: str, option: str, hint: str) -> None:
         require_files(self.annotations, [self._label(i, kind) for i in range(len(self))], option, hint)

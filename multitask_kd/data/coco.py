@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Layout, Sample, clean_boxes
+from .base import LAYOUTS, Listed, Sample, clean_boxes
 from .classes import IndexMasks, check_void
 from .files import Files, class_names, expand, read_json, require_files, size_text, unique_names
 
@@ -24,7 +24,7 @@ Entry = dict[str, Any]  # one object of the JSON
 _FAR = 1e6  # pixels; a polygon that reaches further is damaged and would take gigabytes to draw
 
 
-class Described(Layout):
+class Described(Listed):
     """Images that a JSON lists, and their boxes; what a subclass adds is ``_mask``."""
 
     def __init__(self, images: str, annotations: str, root: str, cache: str | None):
@@ -35,19 +35,12 @@ class Described(Layout):
 
     def _list(self, entries: Sequence[Entry]) -> None:
         """Take the images of the JSON, all of which must be there."""
-        self.names: list[str] = [entry["file_name"] for entry in entries]
+        self.names = [entry["file_name"] for entry in entries]
         self.sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.int32)
         require_files(self.images, self.names, "images", f"'{self.path}' names them: restore them or correct `images`")
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         path = os.path.join(self.images, self.names[index])
         image = self.files.image(path)
         width, height = self.sizes[index].tolist()

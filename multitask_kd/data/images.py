@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 
 from ..errors import UserError
-from .base import LAYOUTS, Layout, Sample
+from .base import LAYOUTS, Listed, Sample
 from .files import Files, expand, list_images
 
 
 @LAYOUTS.register("images")
-class Images(Layout):
+class Images(Listed):
     """Images without labels: all that lie in a folder, or in several, and in the folders within.
 
     folder: the path, or a list of paths. Hidden files and folders are passed over. An image is called by its path
@@ -31,7 +31,7 @@ class Images(Layout):
         folders = [os.path.abspath(expand(path, "folder", root)) for path in given]
         self.files = Files(None if cache is None else expand(cache, "cache"))
         self.top = os.path.commonpath(folders)
-        self.names: list[str] = []
+        self.names = []
         for place in folders:
             within = os.path.relpath(place, self.top)
             self.names += [os.path.normpath(os.path.join(within, name)) for name in list_images(place, "folder")]
@@ -42,13 +42,6 @@ class Images(Layout):
                 raise UserError(f"folder: '{path}' is in two of the folders; name each folder once, and none within another")
             seen.add(name)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         return Sample(self.files.image(os.path.join(self.top, self.names[index])))

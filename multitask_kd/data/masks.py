@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..errors import UserError
-from .base import LAYOUTS, Layout, Sample
+from .base import LAYOUTS, Listed, Sample
 from .classes import IndexMasks, check_void, named_indices
 from .files import Files, expand, list_images
 
 
-class Paired(Layout):
+class Paired(Listed):
     """Images, each with an index PNG."""
 
     def __init__(self, images: str, names: Sequence[str], masks: IndexMasks, suffixes: tuple[str, str]):
@@ -21,15 +21,8 @@ class Paired(Layout):
         self.mask_names = _mask_names(self.names, *suffixes)
         masks.require(self.mask_names, f"the mask of '{self.names[0]}' is called '{self.mask_names[0]}' (see `mask_suffix`)")
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         path = os.path.join(self.images, self.names[index])
         image = self.masks.files.image(path)
         return Sample(image=image, mask=self.masks.read(self.mask_names[index], image, path))

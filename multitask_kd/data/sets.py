@@ -82,8 +82,7 @@ class Sets(Layout):
 
     def _place(self, index: int) -> tuple[int, int]:
         """Which set, and which image of its layout."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         return which, int(self._images[which][index - self._starts[which]])
 

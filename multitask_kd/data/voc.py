@@ -12,7 +12,7 @@ import numpy as np
 
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Layout, Sample, clean_boxes
+from .base import LAYOUTS, Listed, Sample, clean_boxes
 from .files import (
     Files,
     class_names,
@@ -35,7 +35,7 @@ _FAR = 1e9  # pixels; a coordinate or size beyond is damaged
 
 
 @LAYOUTS.register("voc")
-class Voc(Layout):
+class Voc(Listed):
     """Images, boxes and masks in the folders of a Pascal VOC development kit.
 
     An image without an XML in Annotations has no boxes, one without a PNG in SegmentationClass no mask: it is not
@@ -91,15 +91,8 @@ class Voc(Layout):
                 self.classes["seg"] = _names(seg_classes, (), self.root, "seg_classes")
             self._pngs = self._labels("masks", "SegmentationClass", ".png", keys)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         path = self._path("JPEGImages", self.names[index])
         image, mask = self.files.image(path), None
         if "seg" in self.classes and self._pngs[index]:

@@ -102,8 +102,7 @@ class Yolo(Layout):
         return os.path.relpath(path, self.base) if path.startswith(self.base + os.sep) else path
 
     def read(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
+        self._check_index(index)
         image = self.files.image(self.paths[index])
         if not self._labelled[index]:
             return Sample(image)
