@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = 255  # mask value that no loss and no metric counts
 PAD = -1  # class of a row of boxes that is only padding
@@ -93,6 +94,15 @@ class Found(NamedTuple):
     boxes: Tensor
     scores: Tensor
     classes: Tensor
+
+    @classmethod
+    def padded(cls, images: Sequence[Any]) -> Found:
+        """Each image's own boxes [K,4], scores [K] and classes [K] (a ``Found`` or ``Detections``) -> all in one."""
+        return cls(
+            pad_sequence([image.boxes for image in images], batch_first=True),
+            pad_sequence([image.scores for image in images], batch_first=True),
+            pad_sequence([image.classes for image in images], batch_first=True, padding_value=PAD),
+        )
 
 
 class Dense(NamedTuple):

@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 from multitask_kd.batch import PAD, Batch, Dense, Found, View
 from multitask_kd.distill.lesson import UNKNOWN, Lesson
 from multitask_kd.distill.sight import GREY
-from multitask_kd.distill.teacher import Subject, Teacher, Teachers, has_places, padded
+from multitask_kd.distill.teacher import Subject, Teacher, Teachers, has_places
 from multitask_kd.models.dense_head import cells, decode_boxes
 from multitask_kd.tasks.detection import Detection, Detections
 from multitask_kd.tasks.segmentation import Segmentation
@@ -206,7 +206,7 @@ def test_no_detections_at_all():
 def test_padding_by_hand():
     one = Detections(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([0.5]), torch.tensor([1]))
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    said = padded([none, one])
+    said = Found.padded([none, one])
     assert said.boxes.tolist() == [[[0, 0, 0, 0]], [[1, 2, 3, 4]]]
     assert said.scores.tolist() == [[0], [0.5]] and said.classes.tolist() == [[PAD], [1]]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from ..batch import PAD, Found
+from ..batch import Found
 from .lesson import SAME_OBJECT, UNKNOWN, logit
 
 Known = Sequence[Sequence[int]]  # of each teacher, the student's classes that it knows
@@ -55,11 +55,7 @@ def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: 
 def mean_found(words: Sequence[Found], known: Known) -> Found:
     """Detections of each teacher -> one for every object: boxes averaged by score; score: the mean over the teachers that know the
     class, 0 for one that did not see it."""
-    merged = [_merged([Found(*(t[i] for t in w)) for w in words], known) for i in range(len(words[0].boxes))]
-    most = max(len(m.scores) for m in merged)
-    boxes = torch.stack([F.pad(m.boxes, (0, 0, 0, most - len(m.boxes))) for m in merged])
-    scores = torch.stack([F.pad(m.scores, (0, most - len(m.scores))) for m in merged])
-    return Found(boxes, scores, torch.stack([F.pad(m.classes, (0, most - len(m.classes)), value=PAD) for m in merged]))
+    return Found.padded([_merged([Found(*(t[i] for t in w)) for w in words], known) for i in range(len(words[0].boxes))])
 
 
 def _merged(words: Sequence[Found], known: Known) -> Found:

@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import PAD, Batch, Dense, Found, View
+from ..batch import Batch, Dense, Found, View
 from ..tasks.base import Task
 from .ensemble import mean_cells, mean_found, mean_maps
 from .lesson import Lesson
@@ -119,7 +118,7 @@ class Teachers:
             return sight.back(said), None if silent is None else sight.back(silent[:, None])[:, 0]
         if subject.as_found:
             if not isinstance(said, Found):
-                said = padded(member.tasks[task].decode(said, sight.own))
+                said = Found.padded(member.tasks[task].decode(said, sight.own))
             return sight.back(said), None
         if isinstance(said, Tensor):
             if sight.same and member.tasks[task].strides == subject.strides:
@@ -135,17 +134,6 @@ class Teachers:
         if words[0].dim() == 4:
             return mean_maps(words, silent, known)
         return mean_cells(words, silent, known)
-
-
-def padded(detections: Sequence[Any]) -> Found:
-    """One ``Detections`` an image -> padded tensors."""
-    most = max(len(d.scores) for d in detections)
-    grow = lambda x, value: F.pad(x, (0,) * (2 * x.dim() - 2) + (0, most - len(x)), value=value)  # noqa: E731
-    return Found(
-        torch.stack([grow(d.boxes, 0.0) for d in detections]),
-        torch.stack([grow(d.scores, 0.0) for d in detections]),
-        torch.stack([grow(d.classes, PAD) for d in detections]),
-    )
 
 
 def has_places(said: Any) -> bool:

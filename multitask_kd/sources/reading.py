@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import PAD, Dense, Found, View
@@ -259,19 +258,13 @@ def _from_mappings(found: Sequence[Mapping[str, Tensor]], first_class: int) -> F
     """One mapping of boxes [K,4], scores [K], labels [K] an image, sorted by score here."""
     if lacking := [key for key in ("boxes", "scores", "labels") if any(key not in one for one in found)]:
         raise ValueError(f"det: detections need boxes, scores, labels; there is no '{lacking[0]}' in {shown(found[0])}")
-    most = max(len(one["scores"]) for one in found)
-    columns = []
-    for one in found:
-        order = one["scores"].argsort(descending=True, stable=True)
-        missing = most - len(order)
-        columns.append(
-            (
-                F.pad(one["boxes"][order].float(), (0, 0, 0, missing)),
-                F.pad(one["scores"][order].float(), (0, missing)),
-                F.pad(one["labels"][order].long() - first_class, (0, missing), value=PAD),
-            )
-        )
-    return Found(*(torch.stack(column) for column in zip(*columns, strict=True)))
+    orders = [one["scores"].argsort(descending=True, stable=True) for one in found]
+    return Found.padded(
+        [
+            Found(one["boxes"][order].float(), one["scores"][order].float(), one["labels"][order].long() - first_class)
+            for one, order in zip(found, orders, strict=True)
+        ]
+    )
 
 
 def _dense(found: Mapping[str, Tensor], classes: int) -> Dense:
