@@ -120,10 +120,11 @@ def build_distiller(
     for name, section in config.distill.items():
         where = f"distill.{name}"
         loss = note(*soft_loss(section, where), f"{where}.options")
-        sight = Sight(config.data.input_size, config.data.input_size)
+        tap, sight = section.teacher_path, Sight(config.data.input_size, config.data.input_size)
         if teachers is not None:
-            sight = teachers.sights[teacher_name(config.tapped_teacher(section))]
-        terms[name] = _term(where, section, loss, shapes, tap_name(config, section), sight, list(config.tasks))
+            who = teacher_name(config.tapped_teacher(section))
+            tap, sight = teachers.tap_name(who, tap), teachers.sights[who]
+        terms[name] = _term(where, section, loss, shapes, tap, sight, list(config.tasks))
     distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and teachers is None)
     distiller.tapped.copied |= overwritten["student"]
     for name, member in teachers.members.items() if teachers else ():
@@ -152,11 +153,6 @@ def show_nothing(net: nn.Module, size: Sequence[int], who: str) -> None:
 
 
 Shapes = dict[tuple[str, str], tuple[Any, int]]  # by (side, tap's name): what it puts out for one image, how often in a pass
-
-
-def tap_name(config: Config, section: Any) -> str:
-    """What the tap of a term on its teacher is called: its path, with "<teacher>:" before it where there are several."""
-    return f"{section.of}:{section.teacher_path}" if len(config.teachers) > 1 else section.teacher_path
 
 
 def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) -> tuple[Shapes, dict[str, set[str]]]:

@@ -95,6 +95,7 @@ class Teachers:
         return View(preds, taps, silent=silent)
 
     def tap_name(self, teacher: str, path: str) -> str:
+        """What the tap on a teacher's module is called."""
         return path if len(self.members) == 1 else f"{teacher}:{path}"
 
     def tap(self, name: str) -> tuple[Teacher, str]:
