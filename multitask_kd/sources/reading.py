@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import PAD, Dense, Found, View
+from ..models.dense_head import cells
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std, RGB in [0,1]
 
@@ -281,10 +282,6 @@ def _dense(found: Mapping[str, Tensor], classes: int) -> Dense:
 
 def _places(size: tuple[int, int], strides: Sequence[int], anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """x, y [A,2] in pixels and strides [A] of predictions, by stride, anchor, row, column."""
-    places, scales = [], []
-    for stride in strides:
-        y, x = torch.meshgrid(torch.arange(-(-size[0] // stride)), torch.arange(-(-size[1] // stride)), indexing="ij")
-        centre = ((torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride).repeat(anchors, 1)
-        places.append(centre)
-        scales.append(torch.full((len(centre),), float(stride)))
-    return torch.cat(places).to(device), torch.cat(scales).to(device)
+    levels = [cells(size, (stride,), device) for stride in strides]
+    places = torch.cat([centres.repeat(anchors, 1) for centres, _ in levels])
+    return places, torch.cat([scales.repeat(anchors) for _, scales in levels])
