@@ -343,12 +343,10 @@ def _check_range(where: str, output: Any, said: Any) -> None:
 
 def _unknown_classes(place: str, task: str, lesson: Lesson) -> str:
     """Which of the student's classes a teacher does not know, and whether one of its own looks like one of them."""
-    unknown = [c for i, c in enumerate(lesson.ours) if i not in lesson.known]
-    extra = [lesson.theirs[i] for i in lesson.extra]
-    text = f"does not know {', '.join(unknown)} of '{task}': left to the labels"
-    text += f"; it has {', '.join(extra)} besides" if extra else ""
-    plain = {_plain(name): name for name in unknown}
-    near = [(name, difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.8)) for name in extra]
+    text = f"does not know {', '.join(lesson.unknown)} of '{task}': left to the labels"
+    text += f"; it has {', '.join(lesson.unused)} besides" if lesson.unused else ""
+    plain = {_plain(name): name for name in lesson.unknown}
+    near = [(name, difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.8)) for name in lesson.unused]
     same = ", ".join(f"{name}: {plain[found[0]]}" for name, found in near if found)
     return text + (f". If they are the same, write {place}.map.{task} {{{same}}}" if same else "")
 

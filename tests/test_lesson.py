@@ -32,6 +32,7 @@ def odds(p):
 def test_what_is_known_and_what_is_extra():
     lesson = Lesson(THEIRS, OURS, MERGED)
     assert lesson.known == (0, 1) and lesson.extra == [1] and not lesson.same
+    assert lesson.unknown == ["animal"] and lesson.unused == ["sky"]
     assert lesson.sources == [[3], [0, 2], []]
     # null takes a class out, though the student has one of the same name
     assert Lesson(("a", "b"), ("a", "b"), {"b": None}).known == (0,)

@@ -44,6 +44,16 @@ class Lesson:
         if not self.known:
             raise ValueError(f"none of the teacher's classes ({', '.join(theirs)}) is one of the student's ({', '.join(ours)})")
 
+    @property
+    def unknown(self) -> list[str]:
+        """The student's classes that the teacher does not know."""
+        return [name for i, name in enumerate(self.ours) if i not in self.known]
+
+    @property
+    def unused(self) -> list[str]:
+        """The teacher's classes that become none of the student's."""
+        return [self.theirs[i] for i in self.extra]
+
     def __call__(self, said: Any) -> tuple[Any, Tensor | None]:
         """seg logits [B,C,h,w], det cells [B,N,4+1+C], ``Dense`` or ``Found`` -> the same in the student's classes, and ``silent``.
 

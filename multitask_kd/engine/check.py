@@ -207,12 +207,10 @@ def _met(run: Recipe, task: str, name: str, *, several: bool) -> Line:
         return Line(FAIL, what, "the teacher has none")
     if lesson is None or lesson.same:
         return Line(PASS, what, f"{len(own)}, the same names in the same order")
-    left = [own[i] for i in range(len(own)) if i not in lesson.known]
-    extra = [lesson.theirs[i] for i in lesson.extra]
     details = [f"{len(lesson.known)} of {len(own)} are known to the teacher"]
-    details += [f"left to the labels: {', '.join(left)}"] if left else []
-    details += [f"of no use here: {', '.join(extra)}"] if extra else []
-    return Line(LOOK if left else PASS, what, "; ".join(details))
+    details += [f"left to the labels: {', '.join(lesson.unknown)}"] if lesson.unknown else []
+    details += [f"of no use here: {', '.join(lesson.unused)}"] if lesson.unused else []
+    return Line(LOOK if lesson.unknown else PASS, what, "; ".join(details))
 
 
 def _teacher(run: Recipe) -> Iterator[Line]:
