@@ -6,30 +6,20 @@ import json
 import os
 import pickle
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from expect import says
 from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.bdd100k import BDD100K, CLASSES, LANES
-from multitask_kd.errors import UserError
 
 WIDTH, HEIGHT = 16, 9  # of every image here
 CAR, BUS = CLASSES.index("car"), CLASSES.index("bus")
-
-
-@contextmanager
-def says(*parts: str):
-    """Expects a UserError whose message holds every part."""
-    with pytest.raises(UserError) as raised:
-        yield
-    for part in parts:
-        assert part in str(raised.value)
 
 
 def label(category: str, box: tuple[float, ...] | None = None, **attributes) -> dict:

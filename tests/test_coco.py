@@ -8,11 +8,11 @@ import os
 import pickle
 import struct
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from expect import says
 from PIL import Image
 from pycocotools import mask as mask_utils
 
@@ -20,7 +20,6 @@ from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.coco import Coco, _rle_length
 from multitask_kd.data.files import Files, class_names, decode_image, decode_mask, expand
-from multitask_kd.errors import UserError
 
 WIDTH, HEIGHT = 12, 8  # of every image here
 NAMES = ["road", "car", "tree"]  # of the mask indices 0, 1, 2
@@ -81,15 +80,6 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
-
-
-@contextmanager
-def says(*parts: str):
-    """Expects a UserError whose message holds every part."""
-    with pytest.raises(UserError) as raised:
-        yield
-    for part in parts:
-        assert part in str(raised.value)
 
 
 # --- what is read

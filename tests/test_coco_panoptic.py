@@ -6,28 +6,18 @@ import copy
 import json
 import os
 import pickle
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from expect import says
 from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.coco_panoptic import CocoPanoptic, segment_ids
-from multitask_kd.errors import UserError
 
 BIG = 5 + 256 * 7 + 65536 * 200  # red 5, green 7, blue 200
-
-
-@contextmanager
-def says(*parts: str):
-    """Expects a UserError whose message holds every part."""
-    with pytest.raises(UserError) as raised:
-        yield
-    for part in parts:
-        assert part in str(raised.value)
 
 
 def index() -> dict:

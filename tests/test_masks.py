@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from expect import says
 from PIL import Image
 
 from multitask_kd.batch import IGNORE
@@ -17,16 +17,6 @@ from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.classes import choose, named_indices, spans
 from multitask_kd.data.coco_stuff import FORMS, NAMES, UNUSED, USED, CocoStuff
 from multitask_kd.data.masks import Masks
-from multitask_kd.errors import UserError
-
-
-@contextmanager
-def says(*parts: str):
-    """Expects a UserError whose message holds every part."""
-    with pytest.raises(UserError) as raised:
-        yield
-    for part in parts:
-        assert part in str(raised.value)
 
 
 class Folder:

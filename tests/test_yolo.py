@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import os
 import pickle
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from expect import says
 from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.yolo import Yolo
-from multitask_kd.errors import UserError
 
 WIDTH, HEIGHT = 20, 10  # of every image here, so that a normalised .05 is a pixel wide and .1 a pixel high
 SQUARE = "1 .2 .2 .6 .2 .6 .8 .2 .8"  # class 1, x 4 to 12, y 2 to 8
 SMALL = "0 .3 .4 .4 .4 .4 .6 .3 .6"  # class 0, x 6 to 8, y 4 to 6
-
-
-@contextmanager
-def says(*parts: str):
-    """Expects a UserError whose message holds every part."""
-    with pytest.raises(UserError) as raised:
-        yield
-    for part in parts:
-        assert part in str(raised.value)
 
 
 class Folder:
