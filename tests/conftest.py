@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -101,6 +102,19 @@ def read_lines():
         return [line for line in lines if kind in (None, line["kind"])]
 
     return read
+
+
+@pytest.fixture
+def real():
+    """real("samples/voc_real") -> that folder of real data; without MTKD_REAL_DATA, or without it there, the test is skipped."""
+
+    def folder(name):
+        place = os.environ.get("MTKD_REAL_DATA")
+        if not place or not (Path(place) / name).is_dir():
+            pytest.skip(f"MTKD_REAL_DATA names no folder with {name}/")
+        return Path(place) / name
+
+    return folder
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -362,19 +361,11 @@ def test_options_that_contradict(official):
 # --- real data
 
 
-@pytest.fixture
-def real() -> Path:
-    place = Path(os.environ.get("MTKD_REAL_DATA", ""), "samples")
-    if not os.environ.get("MTKD_REAL_DATA") or not (place / "bdd100k_official_testcases").is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with samples/bdd100k_official_testcases/")
-    return place
-
-
 @pytest.mark.real_data
 def test_official_label_files_with_real_frames(real, tmp_path):
     """Frames and labels of different scenes, brought together under one name: the files are real, the match is not."""
-    cases = real / "bdd100k_official_testcases"
-    frames = sorted((real / "bdd100k_images_unlabeled").glob("*.jpg"))
+    cases = real("samples/bdd100k_official_testcases")
+    frames = sorted(real("samples/bdd100k_images_unlabeled").glob("*.jpg"))
     names = ["00091078-875c1f73-0000166", "00091078-875c1f73-0000167", "fe189115-9981a740"]
     (tmp_path / "images").mkdir()
     for name, frame in zip(names, frames, strict=False):

@@ -505,19 +505,11 @@ def test_cache_that_cannot_be_written(folder, monkeypatch):
 # --- real data
 
 
-@pytest.fixture
-def real() -> Path:
-    place = os.environ.get("MTKD_REAL_DATA", "")
-    if not (Path(place) / "camvid").is_dir() or not place:
-        pytest.skip("MTKD_REAL_DATA names no folder with camvid/ and pennfudan/")
-    return Path(place)
-
-
 @pytest.mark.real_data
 @pytest.mark.parametrize(("split", "images", "boxes"), [("train", 343, 4312), ("val", 101, 959)])
 def test_camvid(real, split, images, boxes):
     data = Coco(
-        root=str(real / "camvid"), images=f"images/{split}", masks=f"masks/{split}", seg_classes="classes.json",
+        root=str(real("camvid")), images=f"images/{split}", masks=f"masks/{split}", seg_classes="classes.json",
         annotations=f"annotations/instances_{split}.json", void=[11],
     )  # fmt: skip
     assert len(data) == images and not data.faults
@@ -535,7 +527,7 @@ def test_camvid(real, split, images, boxes):
 @pytest.mark.real_data
 @pytest.mark.parametrize(("split", "images", "boxes"), [("train", 130, 320), ("val", 40, 103)])
 def test_pennfudan_masks_are_those_it_was_made_from(real, split, images, boxes):
-    root = real / "pennfudan"
+    root = real("pennfudan")
     data = Coco(root=str(root), images="PennFudanPed/PNGImages", annotations=f"annotations/instances_{split}.json")
     assert data.classes == {"det": ("person",), "seg": ("background", "person")}
     assert len(data) == images and len(data._boxes) == boxes and not data.faults

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -246,18 +245,11 @@ def test_cache(folder, monkeypatch):
 # --- real data
 
 
-@pytest.fixture
-def real() -> Path:
-    place = os.environ.get("MTKD_REAL_DATA", "")
-    if not place or not (Path(place) / "samples" / "coco_panoptic2").is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with samples/coco_panoptic2/")
-    return Path(place) / "samples" / "coco_panoptic2"
-
-
 @pytest.mark.real_data
 def test_every_segments_area_and_box_is_that_of_its_pixels(real):
-    data = CocoPanoptic(root=str(real), images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples")
-    given = json.loads((real / "panoptic_examples.json").read_text())
+    root = real("samples/coco_panoptic2")
+    data = CocoPanoptic(root=str(root), images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples")
+    given = json.loads((root / "panoptic_examples.json").read_text())
     categories = {c["id"]: c["name"] for c in given["categories"]}
     assert len(data) == 2 and not data.faults and (len(data.classes["seg"]), len(data.classes["det"])) == (133, 80)
     for i, annotation in enumerate(given["annotations"]):
@@ -277,8 +269,9 @@ def test_every_segments_area_and_box_is_that_of_its_pixels(real):
 
 @pytest.mark.real_data
 def test_the_two_channel_form_is_refused(real):
+    root = str(real("samples/coco_panoptic2"))
     data = CocoPanoptic(
-        root=str(real), images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples_2ch_format"
+        root=root, images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples_2ch_format"
     )
     with says("panoptic_examples_2ch_format/000000142238.png", "segment id 1 "):
         data.read(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -258,11 +257,8 @@ def test_tool_tells_faults_of_the_config(config, tool):
 
 
 @pytest.mark.real_data
-def test_camvid(tool, tmp_path, monkeypatch):
-    place = os.environ.get("MTKD_REAL_DATA", "")
-    if not place or not (Path(place) / "camvid").is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with camvid/")
-    monkeypatch.setenv("CAMVID", str(Path(place) / "camvid"))
+def test_camvid(real, tool, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMVID", str(real("camvid")))
     config = Path(__file__).parents[1] / "configs/camvid.yaml"
     status, out, err = tool(
         "data", "--config", config, "--out", tmp_path, "--json", tmp_path / "f.json",

@@ -69,11 +69,8 @@ def test_what_is_wrong(place):
 
 
 @pytest.mark.real_data
-def test_photographs():
-    folder = Path(os.environ.get("MTKD_REAL_DATA") or "none") / "samples" / "bdd100k_images_unlabeled"
-    if not folder.is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with samples/bdd100k_images_unlabeled")
-    data = Images(folder=str(folder))
+def test_photographs(real):
+    data = Images(folder=str(real("samples/bdd100k_images_unlabeled")))
     assert len(data) == 5
     for i in range(5):
         image = data.read(i).image

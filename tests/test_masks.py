@@ -274,18 +274,10 @@ def test_boxes_from_an_instances_json(folder):
 # --- real data
 
 
-@pytest.fixture
-def real() -> Path:
-    place = os.environ.get("MTKD_REAL_DATA", "")
-    if not place or not (Path(place) / "samples" / "coco_stuff13").is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with samples/coco_stuff13/")
-    return Path(place)
-
-
 @pytest.mark.real_data
 def test_coco_stuff_photographs(real):
     """What is to be seen on three of them, larger than a quarter of the picture."""
-    root = real / "samples" / "coco_stuff13"
+    root = real("samples/coco_stuff13")
     data = CocoStuff(root=str(root), images="train_img", masks="train_label")
     assert len(data) == 13 and not data.faults
     seen = {"000000138805.jpg": {"sky-other", "sea"}, "000000184101.jpg": {"oven"}, "000000203744.jpg": {"fog"}}
@@ -300,7 +292,7 @@ def test_coco_stuff_photographs(real):
 
 @pytest.mark.real_data
 def test_camvid_by_its_folders(real):
-    root = real / "camvid"
+    root = real("camvid")
     data = Masks(root=str(root), images="images/val", masks="masks/val", seg_classes="classes.json", void=[11])
     assert len(data) == 101 and len(data.classes["seg"]) == 11 and data.classes["seg"][0] == "Sky"
     assert set(np.unique(data.read(50).mask)) <= {*range(11), IGNORE}

@@ -347,17 +347,9 @@ def test_options_that_are_none(kit):
 # --- real files
 
 
-@pytest.fixture
-def samples() -> Path:
-    place = Path(os.environ.get("MTKD_REAL_DATA") or "none") / "samples"
-    if not (place / "voc_real").is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with samples/voc_real")
-    return place
-
-
 @pytest.mark.real_data
-def test_files_of_voc_2012(samples):
-    data = Voc(root=str(samples / "voc_real/VOCdevkit/VOC2012"), split="train")
+def test_files_of_voc_2012(real):
+    data = Voc(root=str(real("samples/voc_real") / "VOCdevkit/VOC2012"), split="train")
     assert data.names == ["2007_000063.jpg", "2011_003353.jpg"] and not data.faults
     chair, person = data.read(0), data.read(1)
     assert chair.boxes.tolist() == [[122, 114, 379, 275], [74, 0, 428, 375]]
@@ -369,9 +361,9 @@ def test_files_of_voc_2012(samples):
 
 
 @pytest.mark.real_data
-def test_files_of_labelme(samples):
+def test_files_of_labelme(real):
     names = "class_names.txt"
-    data = Voc(root=str(samples / "voc_labelme"), det_classes=names, seg_classes=names, one_based=False)
+    data = Voc(root=str(real("samples/voc_labelme")), det_classes=names, seg_classes=names, one_based=False)
     assert len(data) == 3 and not data.faults and len(data.classes["det"]) == 20 and len(data.classes["seg"]) == 21
     bus = data.read(2)
     assert [data.classes["det"][c] for c in bus.classes] == ["bus", "bus", "car"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
@@ -358,18 +357,10 @@ def test_damaged_images_are_named(folder):
 # --- real data
 
 
-@pytest.fixture
-def real() -> Path:
-    place = Path(os.environ.get("MTKD_REAL_DATA", ""), "samples")
-    if not os.environ.get("MTKD_REAL_DATA") or not (place / "yolo_seg_coco5").is_dir():
-        pytest.skip("MTKD_REAL_DATA names no folder with samples/yolo_seg_coco5/")
-    return place
-
-
 @pytest.mark.real_data
 def test_boxes_and_polygons_of_the_same_photographs(real):
-    boxes = Yolo(data="data.yaml", root=str(real / "yolo_det_coco5"), split="val")
-    polygons = Yolo(data=str(real / "yolo_seg_coco5" / "data.yaml"), split="val")
+    boxes = Yolo(data="data.yaml", root=str(real("samples/yolo_det_coco5")), split="val")
+    polygons = Yolo(data=str(real("samples/yolo_seg_coco5") / "data.yaml"), split="val")
     assert len(boxes) == len(polygons) == 5 and "seg" not in boxes.classes and len(polygons.classes["seg"]) == 81
     for i in range(5):
         by_box, by_polygon = boxes.read(i), polygons.read(i)
