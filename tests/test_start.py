@@ -137,3 +137,8 @@ def test_files_that_are_none(tiny, tmp_path):
         config = tiny(folder, {"model.width": 16})
         train(config.model_copy(update={"train": config.train.model_copy(update={"steps": 1})}))
         train(tiny(folder, {"model.start": str(folder / "best.pt"), "model.width": 16}), overwrite=True)
+
+
+def test_a_cut_network_is_no_encoder_weights(tiny, cut, tmp_path):
+    with pytest.raises(UserError, match=r"model\.weights: .*lacks .* its network was cut: train on with model\.start=.*cut\.pt"):
+        ready(tiny(tmp_path, {"model.weights": str(cut)}))

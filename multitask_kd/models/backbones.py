@@ -56,7 +56,10 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{where}: {path} is not a file of plain weights ({type(error).__name__}); save a state_dict()") from error
+    advice = "is it the state dict of another encoder?"
     if isinstance(state, dict) and isinstance(state.get("model"), dict) and "arch" in state:
+        if isinstance(state["arch"], dict) and state["arch"].get("widths"):
+            advice = f"its network was cut: train on with model.start={path}, and leave {where} out"
         prefix = "backbone."
         state = {k[len(prefix) :]: v for k, v in state["model"].items() if k.startswith(prefix)}
     if not isinstance(state, dict):
@@ -67,7 +70,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
     if missing:
         raise UserError(
             f"{where}: {path} lacks {len(missing)} of {len(own)} tensors of this encoder (first: {missing[0]}); "
-            "is it the state dict of another encoder?"
+            f"{advice}"
         )
     encoder.load_state_dict(fits, strict=False)
     if extra := len(state) - len(fits):
