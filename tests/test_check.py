@@ -226,6 +226,35 @@ def test_weight_that_vanishes_and_weight_that_swamps(sound):
     assert verdicts(run, optimizer)["distill.cwd"][0] == LOOK
 
 
+def test_background_of_cells_that_are_matched_by_location(sound, distilled):
+    other = {**distilled["tasks.det"], "head": {"strides": [4, 8], "depth": 1}}
+
+    def said(soft):
+        run, optimizer = sound({"model.strides": [4, 8], "distill": {}, "tasks.det": {**other, "soft": soft}})
+        return verdicts(run, optimizer).get("det.soft cells")
+
+    verdict, words = said({"loss": "det_mse"})
+    assert verdict == LOOK and "the cells of teacher are" in words and "tasks.det.soft.options.weighting: teacher" in words
+    assert said({"loss": "det_mse", "options": {"weighting": "teacher"}}) is None and said({"loss": "det_soft"}) is None
+
+
+def test_cells_of_the_same_places_are_no_cause_for_a_look(sound, distilled):
+    run, optimizer = sound({"tasks.det": {**distilled["tasks.det"], "soft": {"loss": "det_mse"}}})
+    assert "det.soft cells" not in verdicts(run, optimizer)
+
+
+def test_the_penalty_of_sparse_training_has_a_line(tiny, tmp_path):
+    def said(weight):
+        return verdicts(*ready(tiny(tmp_path / "run", {"sparse": {"method": "scale", "weight": weight}})))["sparse"]
+
+    schedule = {"schedule": "linear", "start": 0.0, "end": 0.001}
+    verdict, words = said(schedule)
+    assert verdict == PASS and words.endswith("% of the total with it, at its largest weight 0.001")
+    assert said(0.001) == (verdict, words)
+    assert said(1e-9)[0] == said(1e6)[0] == LOOK
+    assert "sparse" not in verdicts(*ready(tiny(tmp_path / "run")))
+
+
 # --- where a user meets it
 
 

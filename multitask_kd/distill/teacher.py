@@ -79,11 +79,13 @@ class Teachers:
     def __init__(self, members: Mapping[str, Teacher], subjects: Mapping[str, Subject], size: tuple[int, int]):
         """size: (H, W) of the student's images."""
         self.members, self.subjects, self.size = dict(members), dict(subjects), tuple(size)
+        self.located: dict[str, set[str]] = {}  # by task, whose cells were others than the student's in the last batch
         self.sights = {name: Sight(self.size, tuple(m.size or size)) for name, m in self.members.items()}
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> View:
         views = {name: member(self.sights[name].images(batch)) for name, member in self.members.items()}
+        self.located = {}
         preds: dict[str, Any] = {}
         silent: dict[str, Tensor] = {}
         for task, subject in self.subjects.items():
@@ -125,6 +127,7 @@ class Teachers:
             if sight.same and member.tasks[task].strides == subject.strides:
                 return said, silent
             said = to_dense(said, sight.own, member.tasks[task].strides)
+        self.located.setdefault(task, set()).add(name)
         return by_location(sight.back(said), self.size, subject.strides)
 
     def _mean(self, task: str, subject: Subject, said: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:

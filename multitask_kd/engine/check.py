@@ -23,6 +23,7 @@ from ..distill.balance import by_part
 from ..distill.objective import gradient_report, parts
 from ..distill.term import resized
 from ..errors import UserError
+from ..losses.det_mse import DetMSE
 from ..precision import resolve_amp
 from .evaluate import evaluate
 from .log import clock
@@ -69,6 +70,7 @@ def check_run(run: Recipe, optimizer: torch.optim.Optimizer) -> Proof:
         except (UserError, ValueError) as error:
             return Proof([Line(FAIL, "one step", str(error))], 0.0, _memory_mb(run.device))
         lines = [*_taps(run, pass_), *_classes(run), *_teacher(run), *_losses(run, pass_), *_pulls(run, pass_)]
+        lines += [*_located(run), *_sparse(run, pass_)]
         lines += [*_adapters(run, pass_, optimizer), *_optimizer(run, optimizer), _absent_from_checkpoint(run)]
         return Proof(lines, pass_.seconds(), _memory_mb(run.device))
 
@@ -150,7 +152,8 @@ class _Pass:
         began = time.perf_counter()
         for _ in range(times):
             _, losses = self._forward()
-            run.objective.weigh(losses, self.largest, run.distiller.shared)[0].backward()
+            total, weighted = run.objective.weigh(losses, self.largest, run.distiller.shared)
+            (run.sparse(total, weighted, 0.0)[0] if run.sparse else total).backward()
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         return (time.perf_counter() - began) / times * run.config.train.accumulate
@@ -319,6 +322,35 @@ def _pulls(run: Recipe, pass_: _Pass) -> Iterator[Line]:
             yield Line(LOOK, group, f"{detail}: {'next to nothing' if pull < LITTLE else 'next to everything'}; see {key}")
         else:
             yield Line(PASS, group, detail)
+
+
+def _located(run: Recipe) -> Iterator[Line]:
+    """A loss that counts background cells like others, where the teacher's are made of scores at other places."""
+    for task, who in run.teachers.located.items() if run.teachers else ():
+        loss = run.distiller.soft[task] if task in run.distiller.soft else None
+        if isinstance(loss, DetMSE) and loss.weighting == "none":
+            detail = (
+                f"the cells of {' and '.join(sorted(who))} are not the student's: they are matched by location, classes in proportion "
+                "to a cell's best one, also where nothing is, and such cells count like any other; see "
+                f"tasks.{task}.soft.options.weighting: teacher, or the loss det_soft"
+            )
+            yield Line(LOOK, f"{task}.soft cells", detail)
+
+
+def _sparse(run: Recipe, pass_: _Pass) -> Iterator[Line]:
+    """The penalty of sparse training beside the total, its weight where the schedule is largest."""
+    if run.sparse is None:
+        return
+    at = max((k / 20 for k in range(21)), key=run.sparse.weight)
+    total, weighted = run.sparse(pass_.total, pass_.weighted, at)
+    share = 100 * float(weighted["sparse"].detach()) / (float(total.detach()) or 1.0)
+    detail = f"{share:.1f} % of the total with it, at its largest weight {run.sparse.weight(at):g}"
+    if not math.isfinite(share):
+        yield Line(FAIL, "sparse", f"the penalty is {float(weighted['sparse'].detach())}")
+    elif not LITTLE <= share <= MUCH:
+        yield Line(LOOK, "sparse", f"{detail}: {'next to nothing' if share < LITTLE else 'next to everything'}; see sparse.weight")
+    else:
+        yield Line(PASS, "sparse", detail)
 
 
 def _moves(loss: Tensor, student: nn.Module) -> bool:
