@@ -6,6 +6,7 @@ from PIL import Image
 from multitask_kd.batch import IGNORE
 from multitask_kd.report.pictures import (
     HATCH,
+    LONGEST,
     legend,
     palette,
     panel,
@@ -21,6 +22,14 @@ GREY = 100
 
 def grey(height=240, width=320):
     return np.full((height, width, 3), GREY, np.uint8)
+
+
+def test_an_image_of_extreme_sides_gives_a_panel_that_can_be_saved():
+    boxes = {"boxes": [[0, 0, 1, 1]], "classes": [0], "scores": [0.5]}
+    for height, width in ((1500, 2), (70000, 1), (3, 70000), (1, 1)):
+        mask = np.zeros((height, width), np.uint8)
+        drawn = panel(grey(height, width), mask=mask, class_names=NAMES, max_width=max(320, width), **boxes)
+        assert 1 <= min(drawn.shape[:2]) and max(drawn.shape[:2]) <= LONGEST, (height, width)
 
 
 def mixed(colour):

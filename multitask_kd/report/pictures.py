@@ -27,6 +27,7 @@ INK, PAPER, DARK = (30, 30, 30), (255, 255, 255), (45, 45, 48)
 HATCH = (235, 235, 235)  # stripes over pixels that do not count
 FONT_SIZE, LABEL_SIZE = 13, 11
 MARGIN = 8
+LONGEST = 16384  # pixels of a panel's side; JPEG ends at 65500
 
 # Okabe and Ito's colours, told apart with any colour vision; the palette continues them. Their orange is left out:
 # over a photograph, at half strength, it reads as their yellow.
@@ -54,15 +55,16 @@ def panel(
     image: uint8 [H,W,3]. mask: integers [H,W], IGNORE is hatched. boxes: [M,4] x1,y1,x2,y2 in pixels of ``image``, with
     ``classes`` [M] and, of predictions, ``scores`` [M]. None: not labelled, which a corner of the picture then says.
     alpha: how much the mask hides of the image, 0 to 1.
-    The image is brought to a width of ``min_width`` to ``max_width`` pixels before anything is written on it.
+    The image is brought to a width of ``min_width`` to ``max_width`` pixels before anything is written on it,
+    less where a side would be longer than LONGEST.
     Returns uint8 [H',W',3]; a title adds a strip above. Raises ValueError on other shapes or an unknown class.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be uint8 [H,W,3], not {image.dtype} {list(image.shape)}")
     tasks, colours = _by_task(class_names), palette(class_names)
     height, width = image.shape[:2]
-    scale = float(np.clip(width, min_width, max_width)) / width
-    size = round(width * scale), max(1, round(height * scale))
+    scale = min(float(np.clip(width, min_width, max_width)) / width, LONGEST / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA)
     if mask is not None:
         mask = np.asarray(mask)
