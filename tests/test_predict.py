@@ -129,6 +129,19 @@ def test_sizes_come_back_and_files_of_one_stem_stay_apart(network, tmp_path):
         assert x >= 0 and y >= 0 and x + w <= limits[row["image_id"]][0] + 1e-3 and y + h <= limits[row["image_id"]][1] + 1e-3
 
 
+def test_no_two_images_share_a_mask(network, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["a.jpeg", "a.jpg", "a.jpg.png"]  # the second takes its whole name, which is the stem of the third
+    for place, name in enumerate(names):
+        Image.fromarray(np.full((20 + place, 30, 3), 90, np.uint8)).save(folder / name)
+    predict(network, [str(folder)], str(tmp_path / "out"), device="cpu", threads=1)
+    listed = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    heights = {i["file_name"]: Image.open(tmp_path / "out" / i["mask_file"]).height for i in listed}
+    assert heights == {"a.jpeg": 20, "a.jpg": 21, "a.jpg.png": 22}
+    assert len(list((tmp_path / "out/drawn").iterdir())) == 3
+
+
 def film(path, frames):
     writer = VideoFile(str(path), 10.0)
     for frame in frames:

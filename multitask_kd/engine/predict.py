@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
+from itertools import count as counting
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,8 @@ class _Writer:
         name = shot.source.name
         if shot.number is not None:
             return f"{name}/{shot.number:06d}"
-        stem = os.path.splitext(name)[0]
-        return stem if self._stems.setdefault(stem, name) == name else name
+        others = (f"{name} ({number})" for number in counting(2))
+        return next(s for s in chain((os.path.splitext(name)[0], name), others) if self._stems.setdefault(s, name) == name)
 
     def _draw(self, shot: Shot, shown: dict[str, Any]) -> None:
         width = max(320, shot.image.shape[1])
