@@ -336,6 +336,12 @@ def test_files_that_are_refused(teacher_run, tiny, tmp_path):
         prune_checkpoint(tiny(tmp_path), str(teacher_run / "best.pt"), str(other), Cut(0.5))
 
 
+def test_the_folder_of_the_result_is_made(teacher_run, tiny, tmp_path):
+    out = tmp_path / "deep/er/cut.pt"
+    prune_checkpoint(tiny(tmp_path), str(teacher_run / "best.pt"), str(out), Cut(0.3, round_to=2))
+    assert checkpoint.load(out, "x")["pruned"]["ratio"] == 0.3
+
+
 def test_a_share_out_of_reach(net):
     with pytest.raises(UserError, match=r"--ratio 0.99: the nearest that can be reached is 0\.\d+; ask for that"):
         cutter(net).reach(0.99, flops, 0.005)

@@ -90,6 +90,7 @@ def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
     content = checkpoint.load(path, "--checkpoint")
     net, size = build.from_checkpoint(content, "--checkpoint"), tuple(content["arch"]["input_size"])
     who = f"--checkpoint: the network with the encoder '{content['arch']['encoder']}'"
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     cutter = Cutter(net, size, method=cut.method, scope=cut.scope, local=cut.local, round_to=cut.round_to, who=who)
     timed = Stopwatch(net, size, on, channels_last=config.run.channels_last)
     costs: dict[str, Callable[[MultiTaskNet], float]] = {
