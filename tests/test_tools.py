@@ -96,6 +96,8 @@ def test_eval_tells_faults_and_exits_with_2(put, tool, tmp_path, teacher_run):
     assert status == 2 and "is not a checkpoint written by tools/train.py" in err
     status, _, err = tool("eval", "--config", config, "--checkpoint", teacher_run / "best.pt", "data.val.cuont=3")
     assert status == 2 and "data.val.cuont: no such option; did you mean 'count'?" in err
+    status, _, err = tool("eval", "--config", config, "--checkpoint", tmp_path / "none.pt", "--json", tmp_path)
+    assert status == 2 and f"--json: {tmp_path} is a folder; name a file in it" in err  # before anything is evaluated
     assert "Traceback" not in err
 
 

@@ -3,22 +3,23 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from multitask_kd.cli import run_tool
 
 
 def main(args: argparse.Namespace) -> int:
+    from multitask_kd.atomic import write_text
     from multitask_kd.config import load
+    from multitask_kd.engine.compare import prepare
     from multitask_kd.engine.evaluate import evaluate_checkpoint
     from multitask_kd.report.tables import metrics_table
 
+    prepare(json=args.json)
     config = load(args.config, args.overrides)
     metrics = evaluate_checkpoint(config, args.checkpoint)
     print(metrics_table(metrics))
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(metrics, indent=2) + "\n")
     return 0
 
 
