@@ -1,3 +1,5 @@
+import csv
+import io
 import re
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 
 from multitask_kd.report import plot
-from multitask_kd.report.comparison import rows
+from multitask_kd.report.comparison import csv_text, rows
 from multitask_kd.report.html import TEMPLATE, page
 
 NASTY = "</script><script>alert(\"x\")</script> & 'é' {{SECTIONS}}"
@@ -60,6 +62,12 @@ def test_nothing_is_loaded_and_everything_is_escaped(made):
     assert "&lt;/script&gt;" in text and "{{SECTIONS}}" in text  # a name is not taken for a place to fill
     assert not re.search(r"\{\{(?!SECTIONS)", text)
     assert set(re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))) == {"POLICY", "TITLE", "LEAD", "SECTIONS"}
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet():
+    found = list(csv.DictReader(io.StringIO(csv_text(results(network("=HYPERLINK(1)"), network("-a", path="@b"), network("c=d"))))))
+    assert [row["network"] for row in found] == ["'=HYPERLINK(1)", "'-a", "c=d"] and found[1]["path"] == "'@b"
+    assert found[0]["ms"] == "10.0"
 
 
 def test_the_template_travels_with_the_package():

@@ -190,8 +190,13 @@ def csv_text(results: Results) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: _inert(value) for key, value in line.items()} for line in lines)
     return file.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with the apostrophe that makes it a text there."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
