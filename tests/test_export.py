@@ -259,7 +259,7 @@ def test_gaps():
     small = parity.gap("x", a / 1e3, b / 1e3)  # a part of a small output's value may differ more
     assert small.relative == pytest.approx(2e-5, rel=1e-3) and small.within(1e-4)
     for other in (torch.tensor([float("nan"), 0.0]), torch.zeros(3)):
-        assert not parity.gap("x", a, other).within(1e9)
+        assert not parity.gap("x", a, other).within(1e9) and not parity.gap("x", a, other).within(float("inf"))
 
 
 def test_a_missing_detection_is_counted():

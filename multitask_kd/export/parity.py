@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ class Gap(NamedTuple):
     relative: float
 
     def within(self, tolerance: float) -> bool:
-        return min(self.absolute, self.relative) <= tolerance  # a value that is not finite is not
+        least = min(self.absolute, self.relative)
+        return math.isfinite(least) and least <= tolerance
 
 
 def gap(name: str, expected: Tensor, found: Tensor) -> Gap:
