@@ -366,6 +366,37 @@ def test_files_of_others(files, tmp_path):
     refused(tmp_path / "page.onnx", "web page")
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"arch": []}, "damaged (arch.tasks)"),
+        ({"arch": {"tasks": {"seg": {"classes": ["a"]}}}}, "damaged (arch.input_size)"),
+        ({"strides": {}}, "damaged (strides)"),
+        ({"params": "many"}, "damaged (params or precision)"),
+        ({"decode": {"depth": {}}}, "damaged (decode)"),
+        ({"outputs": {"a": "", "b": ""}}, "damaged (outputs)"),
+        ({"strides": {"seg": [4], "det": [4]}}, "its output 'det' is"),  # told by what it gives
+    ],
+)
+def test_a_description_that_was_altered(files, tmp_path, part, said):
+    model, altered = onnx.load(files("raw.onnx")), tmp_path / "altered.onnx"
+    model.metadata_props[0].value = json.dumps(json.loads(model.metadata_props[0].value) | part)
+    onnx.save(model, altered)
+    with pytest.raises(UserError) as error:
+        open_network(str(altered), "--checkpoint", CPU).run(images(2))
+    assert said in str(error.value) and "export it again" in str(error.value)
+
+
+def test_other_classes_than_the_file_gives(files, tmp_path):
+    model, altered = onnx.load(files("raw.onnx")), tmp_path / "altered.onnx"
+    description = json.loads(model.metadata_props[0].value)
+    description["arch"]["tasks"]["seg"]["classes"].append("one more")
+    model.metadata_props[0].value = json.dumps(description)
+    onnx.save(model, altered)
+    with pytest.raises(UserError, match="its output 'seg' is .* not what it says of itself"):
+        open_network(str(altered), "--checkpoint", CPU).run(images(2))
+
+
 class Trap:
     def __init__(self, path):
         self.path = path

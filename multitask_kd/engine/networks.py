@@ -93,7 +93,9 @@ def _exported(path: str, kind: str, where: str, device: torch.device) -> Network
     arch, tasks = description["arch"], told(f"{where}: {path}: its description is damaged", describe.tasks, description)
 
     def predictions(images: Tensor) -> View:
-        return describe.view(run(images), description)
+        found = run(images)
+        describe.check_outputs(found, description, images.shape[2:], path)
+        return describe.view(found, description)
 
     return Network(
         path, kind, predictions, tasks, tuple(arch["input_size"]), arch, description["params"], device,

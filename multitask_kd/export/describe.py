@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -88,11 +89,52 @@ def read(text: str | bytes | None, path: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
         if found.get("format") == FORMAT and not [key for key in NEEDED if key not in found]:
+            _check(found, f"{where}: {path}")
             return found
         version = found.get("format")
     except (ValueError, AttributeError):
         version = "nothing that can be read"
     raise UserError(f"{where}: what {path} says of itself is not '{FORMAT}' but '{version}'; export it again")
+
+
+def _check(found: Mapping[str, Any], who: str) -> None:
+    """Raise UserError for a description of ours that was altered: its parts are read without a look at their kinds from here on."""
+
+    def whole(values: Any) -> bool:
+        return isinstance(values, list) and bool(values) and all(type(v) is int and 0 < v < 2**16 for v in values)
+
+    def names(values: Any) -> bool:
+        return isinstance(values, list) and bool(values) and all(isinstance(v, str) for v in values)
+
+    arch, strides, decode = found["arch"], found["strides"], found["decode"]
+    parts = arch.get("tasks") if isinstance(arch, dict) else None
+    fault = None
+    if not isinstance(parts, dict) or not parts or any(not isinstance(p, dict) or not names(p.get("classes")) for p in parts.values()):
+        fault = "arch.tasks"
+    elif not whole(arch.get("input_size")) or len(arch["input_size"]) != 2:
+        fault = "arch.input_size"
+    elif not isinstance(strides, dict) or any(not whole(strides.get(task)) for task in parts):
+        fault = "strides"
+    elif type(found["params"]) is not int or not isinstance(found["precision"], str):
+        fault = "params or precision"
+    elif decode is not None and (not isinstance(decode, dict) or not set(decode) <= set(DECODED) & set(parts)):
+        fault = "decode"
+    elif not isinstance(found["outputs"], dict) or list(found["outputs"]) != output_names(parts, decode):
+        fault = "outputs"
+    if fault:
+        raise UserError(f"{who}: what it says of itself is damaged ({fault}); export it again")
+
+
+def check_outputs(outputs: Mapping[str, Tensor], description: Mapping[str, Any], size: Sequence[int], path: str) -> None:
+    """Raise UserError where a file gives, for images of ``size`` (H, W), other classes or cells than it says."""
+    for task, part in description["arch"]["tasks"].items():
+        count, strides = len(part["classes"]), description["strides"][task]
+        cells = [math.prod(-(-n // stride) for n in size) for stride in strides]
+        expected = {"seg": {1: count}, "det": {1: sum(cells), 2: 5 + count}}.get(task, {})
+        given = outputs.get(task)
+        if given is None or any(given.dim() <= axis or given.shape[axis] != n for axis, n in expected.items()):
+            shape = "is not there" if given is None else f"is {list(given.shape)}"
+            raise UserError(f"{path}: its output '{task}' {shape}, which is not what it says of itself; export it again")
 
 
 def tasks(description: Mapping[str, Any]) -> dict[str, Task]:

@@ -75,7 +75,7 @@ def of_program(program: Any, names: Sequence[str], device: torch.device) -> Call
     def run(images: Tensor) -> dict[str, Tensor]:
         try:
             return dict(zip(names, module(as_input(images, uint8).contiguous()), strict=True))
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise UserError(f"path: the program fails on images of {list(images.shape)} ({files.first_line(error)})") from None
