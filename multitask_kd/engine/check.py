@@ -330,8 +330,8 @@ def _located(run: Recipe) -> Iterator[Line]:
         loss = run.distiller.soft[task] if task in run.distiller.soft else None
         if isinstance(loss, DetMSE) and loss.weighting == "none":
             detail = (
-                f"the cells of {' and '.join(sorted(who))} are not the student's: they are matched by location, classes in proportion "
-                "to a cell's best one, also where nothing is, and such cells count like any other; see "
+                f"the cells of {' and '.join(sorted(who))} are not the student's: they are matched by location, classes in "
+                "proportion to a cell's best one, also where nothing is, and such cells count like any other; see "
                 f"tasks.{task}.soft.options.weighting: teacher, or the loss det_soft"
             )
             yield Line(LOOK, f"{task}.soft cells", detail)

@@ -109,7 +109,7 @@ def _check(found: Mapping[str, Any], who: str) -> None:
     arch, strides, decode = found["arch"], found["strides"], found["decode"]
     parts = arch.get("tasks") if isinstance(arch, dict) else None
     fault = None
-    if not isinstance(parts, dict) or not parts or any(not isinstance(p, dict) or not names(p.get("classes")) for p in parts.values()):
+    if not isinstance(parts, dict) or not parts or not all(isinstance(p, dict) and names(p.get("classes")) for p in parts.values()):
         fault = "arch.tasks"
     elif not whole(arch.get("input_size")) or len(arch["input_size"]) != 2:
         fault = "arch.input_size"
