@@ -372,7 +372,7 @@ def test_files_of_others(files, tmp_path):
         ({"arch": []}, "damaged (arch.tasks)"),
         ({"arch": {"tasks": {"seg": {"classes": ["a"]}}}}, "damaged (arch.input_size)"),
         ({"strides": {}}, "damaged (strides)"),
-        ({"params": "many"}, "damaged (params or precision)"),
+        ({"params": "many"}, "damaged (params)"),
         ({"decode": {"depth": {}}}, "damaged (decode)"),
         ({"outputs": {"a": "", "b": ""}}, "damaged (outputs)"),
         ({"strides": {"seg": [4], "det": [4]}}, "its output 'det' is"),  # told by what it gives

@@ -29,7 +29,7 @@ def test_an_image_of_extreme_sides_gives_a_panel_that_can_be_saved():
     for height, width in ((1500, 2), (70000, 1), (3, 70000), (1, 1)):
         mask = np.zeros((height, width), np.uint8)
         drawn = panel(grey(height, width), mask=mask, class_names=NAMES, max_width=max(320, width), **boxes)
-        assert 1 <= min(drawn.shape[:2]) and max(drawn.shape[:2]) <= LONGEST, (height, width)
+        assert min(drawn.shape[:2]) >= 1 and max(drawn.shape[:2]) <= LONGEST, (height, width)
 
 
 def mixed(colour):

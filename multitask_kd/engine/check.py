@@ -327,7 +327,9 @@ def _pulls(run: Recipe, pass_: _Pass) -> Iterator[Line]:
 def _located(run: Recipe) -> Iterator[Line]:
     """A loss that counts background cells like others, where the teacher's are made of scores at other places."""
     for task, who in run.teachers.located.items() if run.teachers else ():
-        loss = run.distiller.soft[task] if task in run.distiller.soft else None
+        if task not in run.distiller.soft:
+            continue
+        loss = run.distiller.soft[task]
         if isinstance(loss, DetMSE) and loss.weighting == "none":
             detail = (
                 f"the cells of {' and '.join(sorted(who))} are not the student's: they are matched by location, classes in "

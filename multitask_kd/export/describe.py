@@ -106,22 +106,21 @@ def _check(found: Mapping[str, Any], who: str) -> None:
     def names(values: Any) -> bool:
         return isinstance(values, list) and bool(values) and all(isinstance(v, str) for v in values)
 
-    arch, strides, decode = found["arch"], found["strides"], found["decode"]
-    parts = arch.get("tasks") if isinstance(arch, dict) else None
-    fault = None
-    if not isinstance(parts, dict) or not parts or not all(isinstance(p, dict) and names(p.get("classes")) for p in parts.values()):
-        fault = "arch.tasks"
-    elif not whole(arch.get("input_size")) or len(arch["input_size"]) != 2:
-        fault = "arch.input_size"
-    elif not isinstance(strides, dict) or any(not whole(strides.get(task)) for task in parts):
-        fault = "strides"
-    elif type(found["params"]) is not int or not isinstance(found["precision"], str):
-        fault = "params or precision"
-    elif decode is not None and (not isinstance(decode, dict) or not set(decode) <= set(DECODED) & set(parts)):
-        fault = "decode"
-    elif not isinstance(found["outputs"], dict) or list(found["outputs"]) != output_names(parts, decode):
-        fault = "outputs"
-    if fault:
+    def mapping(value: Any) -> dict[str, Any]:
+        return value if isinstance(value, dict) else {}
+
+    arch, decode = mapping(found["arch"]), found["decode"]
+    parts, strides = mapping(arch.get("tasks")), mapping(found["strides"])
+    sound = {
+        "arch.tasks": parts and all(names(mapping(part).get("classes")) for part in parts.values()),
+        "arch.input_size": whole(arch.get("input_size")) and len(arch["input_size"]) == 2,
+        "strides": all(whole(strides.get(task)) for task in parts),
+        "params": type(found["params"]) is int,
+        "precision": isinstance(found["precision"], str),
+        "decode": decode is None or (isinstance(decode, dict) and set(decode) <= set(DECODED) & set(parts)),
+    }
+    sound["outputs"] = all(sound.values()) and list(mapping(found["outputs"])) == output_names(parts, decode)
+    if fault := next((part for part, is_sound in sound.items() if not is_sound), None):
         raise UserError(f"{who}: what it says of itself is damaged ({fault}); export it again")
 
 

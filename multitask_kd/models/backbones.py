@@ -69,8 +69,7 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
     missing = [k for k in own if k not in fits and not k.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"{where}: {path} lacks {len(missing)} of {len(own)} tensors of this encoder (first: {missing[0]}); "
-            f"{advice}"
+            f"{where}: {path} lacks {len(missing)} of {len(own)} tensors of this encoder (first: {missing[0]}); {advice}"
         )
     encoder.load_state_dict(fits, strict=False)
     if extra := len(state) - len(fits):
