@@ -100,6 +100,9 @@ def test_what_is_matched_agrees_with_the_average_precision(learnt_run, tiny):
         (["r/a/best.pt"] * 2, ["a", "a (2)"]),
         (["r/a/best.pt", "r/b/best.pt", "./r/a/best.pt"], ["a", "b", "a (2)"]),
         (["r/\udcff.pt", "r/b.pt"], ["\ufffd.pt", "b.pt"]),
+        (["/t/runs/demo/teacher/best.pt", "w/di/best.pt", "/t/runs/demo/alone/best.pt"], ["teacher", "di", "alone"]),
+        (["/t/runs/teacher/best.pt", "w/di/best.pt", "w/net.onnx"], ["teacher/best.pt", "di/best.pt", "net.onnx"]),
+        (["/t/teacher/best.pt", "w/teacher/best.pt"], ["t", "w"]),
     ],
 )
 def test_names_are_what_tells_the_paths_apart(paths, names):

@@ -282,7 +282,7 @@ def test_the_report(pruned):
     text = report(pruned)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert {"backbone", "neck", "heads.seg", "heads.det", "whole"} <= set(lines)
-    assert f"{100 * pruned.reached:.1f} % of the FLOPs taken away (50 % asked)" in text and "1 threads, median of 30" in text
+    assert f"{100 * pruned.reached:.1f} % of the FLOPs taken away (50 % asked)" in text and "1 thread, median of 30" in text
 
 
 def test_latency_can_be_asked_for(net, monkeypatch):
@@ -334,6 +334,8 @@ def test_files_that_are_refused(teacher_run, tiny, tmp_path):
         prune_checkpoint(tiny(tmp_path), str(other), str(tmp_path / "y.pt"), Cut(0.5))
     with pytest.raises(UserError, match="--out: .* is there already"):
         prune_checkpoint(tiny(tmp_path), str(teacher_run / "best.pt"), str(other), Cut(0.5))
+    with pytest.raises(UserError, match="--out: .* a cut network is a checkpoint, as .pt; tools/export.py makes a .onnx of it"):
+        prune_checkpoint(tiny(tmp_path), str(teacher_run / "best.pt"), str(tmp_path / "y.onnx"), Cut(0.5))
 
 
 def test_the_folder_of_the_result_is_made(teacher_run, tiny, tmp_path):

@@ -14,7 +14,7 @@ def main(args: argparse.Namespace) -> int:
     cut = Cut.of("command line", args.ratio, **options)
     found = prune_checkpoint(load(args.config, args.overrides), args.checkpoint, args.out, cut)
     print(report(found))
-    print(f"result: {found.path}; train on with model.start={found.path}")
+    print(f"result: {found.path}; it has forgotten most of what it knew: train on with model.start={found.path}")
     return 0
 
 

@@ -183,7 +183,7 @@ class Model(Section):
 
     start: PathText | None = None
     """A checkpoint of ours (a trained network, or what tools/prune.py made of one) whose architecture, with its heads, and weights
-    the training begins from; the keys below and `tasks.*.head` are then its own and are left out here."""
+    the training begins from; the keys below and `tasks.*.head` are then its own: leave them out, or give what it has."""
     encoder: str = "tu-mobilenetv4_conv_small_035"
     """An encoder of segmentation-models-pytorch, or tu-<name> for one of timm."""
     weights: str | None = None
@@ -414,7 +414,8 @@ class Optimizer(Section):
 
 
 class Sparse(Section):
-    """Sparse training: a penalty that draws channels towards zero, so that tools/prune.py finds some that hardly matter."""
+    """Sparse training: a penalty that draws channels towards zero, so that tools/prune.py finds some that hardly matter. A trained
+    network (`model.start`) and a low learning rate are what it is for; TensorBoard's sparse/scales shows the scales it acts on."""
 
     method: Literal["scale", "group"] = "scale"
     """scale: the sum of the absolute weights of BatchNorm and GroupNorm (Network Slimming, Liu et al., 2017); group: of all weights

@@ -208,20 +208,32 @@ def _time(results: list[dict[str, Any]], networks: Mapping[str, Network], config
 
 
 def distinct_names(paths: Sequence[str]) -> list[str]:
-    """Of each path the parts that are not in all of them: runs/a/best.pt, runs/b/best.pt -> a, b."""
+    """Of each path the parts that are not in all of them: runs/a/best.pt, runs/b/best.pt -> a, b.
+
+    Paths that begin in different folders have as many of their last parts as tell them apart.
+    """
     if len(set(paths)) == 1:
         own = Path(paths[0])
         names = [own.parent.name if own.stem in ("best", "last") and own.parent.name else own.stem] * len(paths)
     else:
-        parts = [Path(os.path.normpath(path)).parts for path in paths]
+        parts = [tuple(part for part in Path(os.path.normpath(path)).parts if part != os.sep) for path in paths]
         front = len(os.path.commonprefix(parts))
         back = len(os.path.commonprefix([own[front:][::-1] for own in parts]))
         names = ["/".join(own[front : len(own) - back]) or own[-back - 1 :][0] for own in parts]
+        if not front:
+            ends = [own[: len(own) - back] for own in parts]
+            names = [_shortest(own, [other for other in ends if other != own]) for own in ends]
     taken: list[str] = []
     for name in map(printable, names):
         again = sum(t == name or t.startswith(f"{name} (") for t in taken)
         taken.append(f"{name} ({again + 1})" if again else name)
     return taken
+
+
+def _shortest(own: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    """The last parts of a path with which no other ends."""
+    count = next((n for n in range(1, len(own)) if all(tuple(o[-n:]) != tuple(own[-n:]) for o in others)), len(own))
+    return "/".join(own[-count:])
 
 
 def printable(text: Any) -> str:

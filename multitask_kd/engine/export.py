@@ -104,12 +104,12 @@ class Result:
 def accuracy_table(accuracy: Mapping[str, Any]) -> str:
     """What INT8 costs: the figures of every form that was measured, in percent."""
     keys = dict.fromkeys(key for row in accuracy["measured"] for key in row["figures"])
-    taken = {accuracy["float"]: "taken"}
+    taken = {accuracy["float"]: "this one"}
     rows = [
         {"form": row["precision"], "float": row["float"], **row["figures"], "taken": taken.get(row["float"], "")}
         for row in accuracy["measured"]
     ]
-    columns = {"form": "precision", "float": "left in float", **{key: key for key in keys}, "taken": ""}
+    columns = {"form": "precision", "float": "left in float", **{key: key for key in keys}, "taken": "written"}
     return f"{accuracy['images']} images of data.val, figures in percent\n" + table(rows, columns, digits=2)
 
 

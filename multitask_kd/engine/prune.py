@@ -82,6 +82,8 @@ def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
     checkpoint of ours, an ``out`` that is there already, a network that torch-pruning cannot follow, or a share out of reach.
     """
     torch_pruning("tools/prune.py")
+    if Path(out).suffix.lower() in (".onnx", ".pt2"):
+        raise UserError(f"--out: {out}: a cut network is a checkpoint, as .pt; tools/export.py makes a {Path(out).suffix} of it")
     if Path(out).exists():
         raise UserError(f"--out: {out} is there already; choose another name, or remove it")
     on = build.device(config.run.device)
@@ -178,4 +180,5 @@ def report(found: Pruned) -> str:
         rows.append(row)
     what = {"parameters": "of the parameters", "flops": "of the FLOPs", "latency": "of the latency"}[found.cut.by]
     asked = f"{100 * found.reached:.1f} % {what} taken away ({100 * found.cut.ratio:g} % asked)"
-    return f"{table(rows, columns, digits=2)}\n\n{asked}; ms of one image, {found.threads} threads, median of 30"
+    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    return f"{table(rows, columns, digits=2)}\n\n{asked}; ms of one image, {threads}, median of 30"
