@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from .batch import Batch
 from .build_distill import build_balance, build_distiller, build_objective, build_soft, schedule, show_nothing, soft_loss
-from .build_net import arch, check_classes, from_checkpoint, network, started, student, tasks  # noqa: F401  (build is the engine's one door)
+from .build_net import arch, check_classes, from_checkpoint, network, started, student, tasks, without_start  # noqa: F401  (build is the engine's one door)
 from .build_teacher import build_teachers, check_teachers, read_teachers
 from .compress.graph import torch_pruning
 from .compress.sparse import Sparse

@@ -74,6 +74,11 @@ def started(config: Config) -> Config:
     return config.model_copy(update={"model": model, "tasks": tasks})
 
 
+def without_start(config: Config) -> Config:
+    """The config of the same network with random weights, for a look at a config whose ``model.start`` is not there yet."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"start": None})})
+
+
 def student(config: Config, plan: Mapping[str, Any]) -> MultiTaskNet:
     """The network of ``plan`` as training begins: random, with the encoder's weights, or with all of ``model.start``."""
     net = network(plan, config.model.weights)

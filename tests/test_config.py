@@ -303,7 +303,7 @@ def test_shipped_recipes_are_sound(path, monkeypatch):
     for name in ("CAMVID", "PENNFUDAN"):
         monkeypatch.delenv(name, raising=False)
     found = config.load(path)
-    build.check(found)
+    build.check(build.without_start(found))
     again = yaml.safe_load(config.dump(found))
     assert config.parse(again, "dumped") == found
 
@@ -315,7 +315,7 @@ def test_shipped_studies_are_sound(path):
     assert len(folders) == len(set(folders)) and all(f.startswith(study.dir) for f in folders)
     for name, runs in configs.items():
         for seed, found in runs.items():
-            build.check(found)
+            build.check(build.without_start(found))
             assert found.run.seed == seed
         for control in study.runs[name].controls:
             # what is compared differs in the teacher and what it teaches, in nothing that makes the network or the schedule

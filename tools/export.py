@@ -26,12 +26,7 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--checkpoint", required=True, help="best.pt or last.pt of a run, or a pruned network")
     add("--out", required=True, metavar="FILE", help=".onnx (ONNX) or .pt2 (torch.export)")
-    add(
-        "--decode",
-        nargs="*",
-        metavar="key=value",
-        help="masks and boxes too; e.g. score_threshold=0.3 nms_iou=0.5 max_detections=50 (default: the run's)",
-    )
+    add("--decode", nargs="*", metavar="key=value", help="masks and boxes too, with these tasks.det.decode (nms_iou=0.5 ...)")
     add("--opset", type=int, help="of ONNX (default: 18)")
     add("--uint8", action="store_true", help="the input is bytes 0 to 255 in place of floats 0 to 1")
     add("--dynamic-size", action="store_true", help="height and width are free multiples of the coarsest stride; not with --decode")

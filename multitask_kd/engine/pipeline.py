@@ -15,7 +15,7 @@ from .compare import compare, prepare, write
 from .export import Export, export
 from .prune import Cut, prune_checkpoint, report
 from .steps import Steps
-from .study import finish, without_start
+from .study import finish
 
 
 def run_pipeline(path: str | Path) -> dict[str, Any] | None:
@@ -26,7 +26,7 @@ def run_pipeline(path: str | Path) -> dict[str, Any] | None:
     """
     plan, configs = load_pipeline(path)
     for config in configs.values():
-        build.check(without_start(config))  # the networks that they start from may not be there yet
+        build.check(build.without_start(config))  # the networks that they start from may not be there yet
     cut = Cut.of(f"{path}: prune", **plan.prune.model_dump())
     steps = Steps(Path(plan.dir))
     whole = Path(plan.checkpoint) if plan.checkpoint else Path(configs["train"].run.dir) / "best.pt"

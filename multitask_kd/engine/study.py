@@ -41,7 +41,7 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     study, configs = load_study(path)
     for name, runs in configs.items():
         for config in runs.values():
-            build.check(without_start(config) if study.runs[name].start else config)  # a cut may not be there yet
+            build.check(build.without_start(config) if study.runs[name].start else config)  # a cut may not be there yet
     cuts = {name: Making(study, configs, name, path) for name in study.cuts}
     forget_pupils(configs, cuts, overwrite=overwrite)
     rows: list[dict[str, Any]] = []
@@ -64,11 +64,6 @@ def run_study(path: str | Path, *, overwrite: bool = False) -> dict[str, Any] | 
     if study.pictures:
         save_png(folder / "picture.png", picture(study, configs))
     return results
-
-
-def without_start(config: Config) -> Config:
-    """The config of a network that starts from random weights."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"start": None})})
 
 
 class Making:
