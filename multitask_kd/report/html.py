@@ -117,7 +117,8 @@ def _class_tables(results: Mapping[str, Any]) -> str:
             for name, values in part.rows
         )
         parts.append(_table(f"classes-{number}", head, body))
-    return f'<div class="classes">{"".join(parts)}</div>' if parts else ""
+    least = 120 + 85 * len(names)  # pixels that a table needs: with many networks fewer stand side by side
+    return f'<div class="classes" style="--least: {least}px">{"".join(parts)}</div>' if parts else ""
 
 
 def _pictures(pictures: Mapping[str, Any]) -> str:
