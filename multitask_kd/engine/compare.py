@@ -22,7 +22,7 @@ from ..metrics.detection_counts import IOU, match
 from ..report.comparison import csv_text
 from ..report.html import page
 from .cost import file_bytes, flops, latencies, peak_memory, software
-from .evaluate import check_data, gather
+from .evaluate import check_data, figures, gather_network
 from .machine import machine
 from .networks import Network, open_network
 from .pictures import SHOWN, Speaker
@@ -63,7 +63,7 @@ def compare(
     results = []
     for name, network in networks.items():
         log.info("%s: evaluating %s", name, network.path)
-        results.append(_describe(name, network) | _judge(config, network, found, on, images, confidence))
+        results.append(_describe(name, network) | _judge(config, network, found, images, confidence))
     _time(results, networks, config, sorted({1, batch}), runs)
     for row in results:
         log.info("%s: measuring memory", row["name"])
@@ -173,21 +173,10 @@ def _describe(name: str, network: Network) -> dict[str, Any]:
     }
 
 
-def _judge(
-    config: Any, network: Network, found: Layout, on: torch.device, images: int | None, confidence: float | None
-) -> dict[str, Any]:
+def _judge(config: Any, network: Network, found: Layout, images: int | None, confidence: float | None) -> dict[str, Any]:
     """The figures of tools/eval.py, and of a detector its counts at the confidence and at the best one."""
-    metrics, seen, skipped = gather(
-        network.run,
-        network.tasks,
-        build.val_loader(config, found, network.size, images, on),
-        on,
-        decode=build.decode_options(config),
-        channels_last=config.run.channels_last,
-        on_skip=lambda message: log.warning("skipped: %s", message),
-    )
-    result: dict[str, Any] = {"images": seen, "skipped": skipped}
-    result |= {name: metric.compute() for name, metric in metrics.items()}
+    metrics, seen, skipped = gather_network(config, network, found, images)
+    result = figures(metrics, seen, skipped)
     if "det" in metrics:
         matches = match(metrics["det"])
         best = matches.best_confidence()

@@ -12,9 +12,10 @@ from torch import nn
 
 from .. import build
 from ..batch import Batch
+from ..data.base import Layout
 from ..errors import UserError
 from ..tasks.base import Task
-from .networks import open_network
+from .networks import Network, open_network
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ def evaluate(
     on_skip: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """{"images": n, "skipped": k, <task>: {metric: percent}}. Of each image only its boxes are kept, 2.4 kB at most."""
-    metrics, images, skipped = gather(net, tasks, loader, device, decode=decode, channels_last=channels_last, on_skip=on_skip)
+    return figures(*gather(net, tasks, loader, device, decode=decode, channels_last=channels_last, on_skip=on_skip))
+
+
+def figures(metrics: Mapping[str, Any], images: int, skipped: int) -> dict[str, Any]:
+    """What ``evaluate`` returns, of what ``gather`` found."""
     return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
 
 
@@ -116,11 +121,16 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
     network = open_network(path, where, on, channels_last=config.run.channels_last)
     found = build.layout(config, "val", network.classes)
     check_data(found, network.arch, f"{where}: {path}")
-    return evaluate(
+    return figures(*gather_network(config, network, found))
+
+
+def gather_network(config: Any, network: Network, found: Layout, images: int | None = None) -> tuple[dict[str, Any], int, int]:
+    """``gather`` of a network on the first ``images`` of ``found``, the config's data.val; None: on all."""
+    return gather(
         network.run,
         network.tasks,
-        build.val_loader(config, found, network.size, None, on),
-        on,
+        build.val_loader(config, found, network.size, images, network.device),
+        network.device,
         decode=build.decode_options(config),
         channels_last=config.run.channels_last,
         on_skip=lambda message: log.warning("skipped: %s", message),

@@ -35,16 +35,18 @@ class Steps:
 
     def is_done(self, name: str, files: Sequence[Path], settings: str, outputs: Sequence[Path]) -> bool:
         """Are the ``outputs`` there, made of these ``files`` as they are now?"""
-        there = all(file.is_file() for file in (*files, *outputs))
-        return there and self.marker(name) == self.made_of(files, settings)
+        return all(file.is_file() for file in files) and self._holds(name, self.made_of(files, settings), outputs)
+
+    def _holds(self, name: str, made_of: dict[str, Any], outputs: Sequence[Path]) -> bool:
+        return all(output.is_file() for output in outputs) and self.marker(name) == made_of
 
     def once(self, name: str, files: Sequence[Path], settings: str, outputs: Sequence[Path], work: Callable[[], Any]) -> None:
         """Do ``work``, which makes ``outputs`` of ``files``, unless it was done with the same."""
         print(f"\n== {name}: {', '.join(map(str, outputs))}", flush=True)
-        if self.is_done(name, files, settings, outputs):
+        made_of = self.made_of(files, settings)
+        if self._holds(name, made_of, outputs):
             print("already done")
             return
-        made_of = self.made_of(files, settings)
         for old in (self.folder / f"{name}.json", *outputs):
             old.unlink(missing_ok=True)
         work()
