@@ -13,8 +13,8 @@ RESULTS = Path(__file__).parent / "results"
 def main(args: argparse.Namespace) -> int:
     from multitask_kd.engine.bench import step_times
     from multitask_kd.engine.machine import machine
+    from multitask_kd.experiments.study_config import load_study
     from multitask_kd.report.tables import table
-    from multitask_kd.study_config import load_study
 
     study, configs = load_study(args.study)
     chosen = {name: next(iter(runs.values())) for name, runs in configs.items() if name not in args.without}

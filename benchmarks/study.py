@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(args: argparse.Namespace) -> int:
-    from multitask_kd.engine.study import report, run_study
+    from multitask_kd.experiments.study import report, run_study
 
     results = run_study(args.study)
     if results is None:

@@ -1,4 +1,4 @@
-"""What flows through a step: ``Batch`` (images and labels) and ``View`` (what a model shows a loss)."""
+"""What flows through a step: ``Batch`` (images and labels) and ``ModelOutput`` (what a model shows a loss)."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _each(targets: dict[str, dict[str, Any]], change: Callable[[Any], Any]) -> d
     return {task: {key: change(value) for key, value in target.items()} for task, target in targets.items()}
 
 
-class Found(NamedTuple):
+class PaddedDetections(NamedTuple):
     """A detector's finished detections, padded, best first.
 
     boxes [B,M,4] x1,y1,x2,y2 in pixels, scores [B,M] in [0,1], classes long [B,M] (PAD where there is none).
@@ -96,8 +96,8 @@ class Found(NamedTuple):
     classes: Tensor
 
     @classmethod
-    def padded(cls, images: Sequence[Any]) -> Found:
-        """Each image's own boxes [K,4], scores [K] and classes [K] (a ``Found`` or ``Detections``) -> all in one."""
+    def padded(cls, images: Sequence[Any]) -> PaddedDetections:
+        """Each image's own boxes [K,4], scores [K] and classes [K] (a ``PaddedDetections`` or ``Detections``) -> all in one."""
         return cls(
             pad_sequence([image.boxes for image in images], batch_first=True),
             pad_sequence([image.scores for image in images], batch_first=True),
@@ -105,7 +105,7 @@ class Found(NamedTuple):
         )
 
 
-class Dense(NamedTuple):
+class DensePredictions(NamedTuple):
     """A detector's predictions at its own places, before suppression.
 
     boxes [B,A,4] x1,y1,x2,y2 in pixels, scores [B,A,C] in [0,1]; where they come from, None where that is not known: places [A,2]
@@ -119,11 +119,11 @@ class Dense(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class ModelOutput:
     """What any model, teacher or student, shows a loss.
 
-    preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C]. Of one teacher, in its own pixels, ``det`` may be ``Dense`` or
-        ``Found``; of all together (``Teachers``) ``Found`` where the soft loss takes it, else raw outputs of the student's cells.
+    preds: ``seg`` logits [B,C,h,w]; ``det`` raw outputs [B,N,4+1+C]. Of one teacher, in its own pixels, ``det`` may be ``DensePredictions`` or
+        ``PaddedDetections``; of all together (``Teachers``) ``PaddedDetections`` where the soft loss takes it, else raw outputs of the student's cells.
     taps: features by dotted module path.
     shared: the encoder's maps that the neck, and so every task, reads.
     silent: of a teacher, by task: where it says nothing, bool [B,h,w] or [B,N]; a task that is missing is spoken of everywhere.
@@ -134,7 +134,7 @@ class View:
     shared: tuple[Tensor, ...] = ()
     silent: dict[str, Tensor] = field(default_factory=dict)
 
-    def of(self, rows: Tensor) -> View:
+    def of(self, rows: Tensor) -> ModelOutput:
         """The predictions for the images of ``rows`` (long) alone, without taps."""
-        preds = {k: type(p)(*(t[rows] for t in p)) if isinstance(p, Found) else p[rows] for k, p in self.preds.items()}
-        return View(preds, silent={k: s[rows] for k, s in self.silent.items()})
+        preds = {k: type(p)(*(t[rows] for t in p)) if isinstance(p, PaddedDetections) else p[rows] for k, p in self.preds.items()}
+        return ModelOutput(preds, silent={k: s[rows] for k, s in self.silent.items()})

@@ -11,13 +11,13 @@ from . import build  # noqa: F401  (fills the registries)
 from .config import SCHEDULES, Config, DataSet, Section
 from .data.base import LAYOUTS
 from .distill.balance import BALANCES
+from .experiments.pipeline_config import Pipeline
+from .experiments.search_config import Search
+from .experiments.study_config import Study
 from .losses.base import LOSSES
-from .pipeline_config import Pipeline
+from .models.external import OUTPUTS
 from .registry import options_of
-from .search_config import Search
 from .sources.base import SOURCES
-from .sources.reading import OUTPUTS
-from .study_config import Study
 from .tasks.base import TASKS
 
 HEAD = """# Configuration

@@ -36,7 +36,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"known: {shown}"
 
 
-def told(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def as_user_error(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call ``make``; what it says of a value becomes a UserError that names the place."""
     try:
         return make(*args, **kwargs)

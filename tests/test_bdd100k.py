@@ -15,7 +15,7 @@ from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.bdd100k import BDD100K, CLASSES, LANES
+from multitask_kd.data.layouts.bdd100k import BDD100K, CLASSES, LANES
 
 WIDTH, HEIGHT = 16, 9  # of every image here
 CAR, BUS = CLASSES.index("car"), CLASSES.index("bus")

@@ -3,9 +3,10 @@ import os
 import pytest
 import torch
 
-from multitask_kd import build, build_teacher, checkpoint
-from multitask_kd.data import scenes_cache
+from multitask_kd import build, checkpoint
+from multitask_kd.build import teacher as build_teacher
 from multitask_kd.data.base import LAYOUTS, Layout
+from multitask_kd.data.scenes import cache as scenes_cache
 from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
 from multitask_kd.tasks.base import TASKS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from multitask_kd import checkpoint
-from multitask_kd.distill.lesson import Lesson
+from multitask_kd.distill.class_mapping import ClassMapping
 from multitask_kd.engine.check import FAIL, LOOK, PASS, check_run, closing_line, require
 from multitask_kd.engine.train import check, ready, train
 from multitask_kd.errors import UserError
@@ -104,7 +104,7 @@ def test_teacher_below_its_floor(sound):
 def test_classes_that_the_teacher_does_not_know(sound):
     run, optimizer = sound()
     own = run.tasks["seg"].classes
-    run.teachers.members["teacher"].lessons["seg"] = Lesson([*own[1:], "tram"], own)
+    run.teachers.members["teacher"].lessons["seg"] = ClassMapping([*own[1:], "tram"], own)
     verdict, detail = verdicts(run, optimizer)["classes of seg"]
     assert verdict == LOOK and detail == (
         f"{len(own) - 1} of {len(own)} are known to the teacher; left to the labels: {own[0]}; of no use here: tram"

@@ -12,8 +12,8 @@ from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.cityscapes import LABEL_IDS, THINGS, Cityscapes, _instance_classes, instance_boxes
 from multitask_kd.data.files import decode_ids
+from multitask_kd.data.layouts.cityscapes import LABEL_IDS, THINGS, Cityscapes, _instance_classes, instance_boxes
 
 WIDTH, HEIGHT = 12, 8  # of every image here
 FIRST, SECOND = "aachen/aachen_000000_000019", "bochum/bochum_000000_000313"

@@ -18,8 +18,8 @@ from pycocotools import mask as mask_utils
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.coco import Coco, _rle_length
 from multitask_kd.data.files import Files, class_names, decode_image, decode_mask, expand
+from multitask_kd.data.layouts.coco import Coco, _rle_length
 
 WIDTH, HEIGHT = 12, 8  # of every image here
 NAMES = ["road", "car", "tree"]  # of the mask indices 0, 1, 2

@@ -14,7 +14,7 @@ from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.coco_panoptic import CocoPanoptic, segment_ids
+from multitask_kd.data.layouts.coco_panoptic import CocoPanoptic, segment_ids
 
 BIG = 5 + 256 * 7 + 65536 * 200  # red 5, green 7, blue 200
 

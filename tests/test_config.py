@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multitask_kd import build, config, study_config
+from multitask_kd import build, config
 from multitask_kd.errors import UserError
+from multitask_kd.experiments import study_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from multitask_kd.batch import PAD, Found
+from multitask_kd.batch import PAD, PaddedDetections
 from multitask_kd.losses.det_boxes import DetBoxes
 from multitask_kd.models.assign import simota
 from multitask_kd.models.dense_head import cells, decode_boxes
@@ -16,7 +16,7 @@ SIZE, STRIDES = (48, 64), (8, 16)  # 6 x 8 and 3 x 4 cells
 COUNT = 48 + 12
 CLASSES = 3
 CENTRES, SCALES = cells(SIZE, STRIDES, CPU)
-NONE = Found(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long))
+NONE = PaddedDetections(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long))
 LN2 = math.log(2)
 
 
@@ -28,7 +28,7 @@ def found(*images):
     """Rows of x1, y1, x2, y2, score, class by image."""
     most = max(map(len, images))
     rows = torch.tensor([[*image, *[(0, 0, 0, 0, 0, PAD)] * (most - len(image))] for image in images], dtype=torch.float32)
-    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+    return PaddedDetections(rows[..., :4], rows[..., 4], rows[..., 5].long())
 
 
 def loss(known=None, **options):
@@ -134,13 +134,13 @@ def test_without_detections_every_cell_learns_that_there_is_nothing():
         assert value.item() == pytest.approx(COUNT * LN2, rel=1e-5)
         assert raw.grad[..., :4].eq(0).all() and raw.grad[..., 5:].eq(0).all()
         assert torch.allclose(raw.grad[..., 4], torch.tensor(0.5 / 2))
-    one = loss()(raw[:1].detach(), Found(*(t[:1] for t in NONE)))
+    one = loss()(raw[:1].detach(), PaddedDetections(*(t[:1] for t in NONE)))
     assert one.item() == pytest.approx(COUNT * LN2, rel=1e-5)
 
 
 def test_padding_adds_nothing():
     raw = random(2, COUNT, 5 + CLASSES, seed=3)
-    more = Found(*(torch.cat([t, t[:, :1].expand_as(t[:, :1])], 1) for t in TWO))
+    more = PaddedDetections(*(torch.cat([t, t[:, :1].expand_as(t[:, :1])], 1) for t in TWO))
     more.classes[:, -1] = PAD  # a row with a box and a score, but of no class
     assert loss()(raw, more).item() == loss()(raw, TWO).item()
     unsure = more._replace(scores=more.scores.clone())
@@ -258,7 +258,7 @@ def test_more_detections_do_not_weigh_more():
     raw = random(1, COUNT, 5 + CLASSES, seed=3)
     only = {"objectness": 0.0, "classification": 0.0, "box": 1.0}
     teacher = found([(8, 4, 40, 36, 0.9, 0), (40, 20, 60, 44, 0.6, 2)])
-    doubled = [Found(*(torch.cat([t] * n) for t in teacher)) for n in (1, 4)]
+    doubled = [PaddedDetections(*(torch.cat([t] * n) for t in teacher)) for n in (1, 4)]
     few, many = (loss(**only)(raw.repeat(n, 1, 1), t).item() for n, t in zip((1, 4), doubled, strict=True))
     assert many == pytest.approx(few, rel=1e-5) and 0 < few < 2
 
@@ -266,12 +266,12 @@ def test_more_detections_do_not_weigh_more():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_finite_and_close(dtype):
     raw = random(2, COUNT, 5 + CLASSES, seed=3)
-    teacher = Found(TWO.boxes.to(dtype), TWO.scores.to(dtype), TWO.classes)
+    teacher = PaddedDetections(TWO.boxes.to(dtype), TWO.scores.to(dtype), TWO.classes)
     own = raw.to(dtype).requires_grad_()
     value = loss()(own, teacher)
     value.backward()
     assert value.dtype == torch.float32 and own.grad.isfinite().all()
-    exact = Found(teacher.boxes.float(), teacher.scores.float(), teacher.classes)
+    exact = PaddedDetections(teacher.boxes.float(), teacher.scores.float(), teacher.classes)
     assert value.item() == loss()(own.detach().float(), exact).item()
     wild = torch.full((2, COUNT, 5 + CLASSES), 300.0).requires_grad_()
     loss()(wild, TWO).backward()

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from multitask_kd.batch import PAD, Found
+from multitask_kd.batch import PAD, PaddedDetections
+from multitask_kd.distill.class_mapping import UNKNOWN
 from multitask_kd.distill.ensemble import mean_cells, mean_found, mean_maps
-from multitask_kd.distill.lesson import UNKNOWN
 
 ALL = (0, 1, 2)
 
@@ -34,10 +34,10 @@ def found(*images):
     most = max(map(len, images))
     rows = torch.tensor([[*image, *[(0, 0, 0, 0, 0, PAD)] * (most - len(image))] for image in images], dtype=torch.float32)
     rows = rows.view(len(images), most, 6)
-    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+    return PaddedDetections(rows[..., :4], rows[..., 4], rows[..., 5].long())
 
 
-NOTHING = Found(torch.zeros(1, 0, 4), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
+NOTHING = PaddedDetections(torch.zeros(1, 0, 4), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
 YES, NO = torch.tensor([[[True]]]), torch.tensor([[[False]]])
 
 
@@ -218,7 +218,7 @@ def test_a_teacher_counts_once_an_object():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_identical_teachers_say_the_detections_of_one(many, dtype):
     word = found([(0, 0, 10, 10, 0.75, 1), (0, 0, 10, 4, 0.5, 1), (8, 8, 64, 32, 0.25, 0)], [(4, 4, 8, 8, 0.5, 2)], [])
-    word = Found(word.boxes.to(dtype), word.scores.to(dtype), word.classes)
+    word = PaddedDetections(word.boxes.to(dtype), word.scores.to(dtype), word.classes)
     said = mean_found([word] * many, [ALL] * many)
     assert said.boxes.dtype == said.scores.dtype == torch.float32 and torch.equal(said.classes, word.classes)
     assert torch.allclose(said.boxes, word.boxes.float(), atol=1e-3) and torch.allclose(said.scores, word.scores.float(), atol=1e-3)

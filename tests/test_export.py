@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from multitask_kd import build, checkpoint
-from multitask_kd.batch import Found
+from multitask_kd.batch import PaddedDetections
 from multitask_kd.engine import export as exporting
 from multitask_kd.engine.evaluate import evaluate_checkpoint
 from multitask_kd.engine.export import Export, export
@@ -93,7 +93,7 @@ def test_decoded_outputs_are_what_the_tasks_decode(net, files, name, given):
     tasks = build.tasks(network.arch, net)
     for count in (1, 3, 7):
         preds, found = net(images(count)).preds, network.run(images(count)).preds
-        assert isinstance(found["det"], Found) and found["det"].boxes.shape == (count, most, 4)
+        assert isinstance(found["det"], PaddedDetections) and found["det"].boxes.shape == (count, most, 4)
         expected = tasks["det"].decode(preds["det"], SIZE, max_detections=most)
         assert sum(len(image.scores) for image in expected) >= 3 * count, "nothing to compare"
         for image, boxes, scores, classes in zip(expected, *found["det"], strict=True):

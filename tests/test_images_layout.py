@@ -10,7 +10,7 @@ from expect import begins
 from PIL import Image
 
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.images import Images
+from multitask_kd.data.layouts.images import Images
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "multitask_kd"
 LEAVES = {"batch", "registry", "errors"}
-COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources"} | LEAVES
-BUILT = COMPONENTS | {"atomic", "build", "build_distill", "build_net", "checkpoint", "compress", "distill", "export", "precision"}
-BUILT |= {"report"}
+COMPONENTS = {"losses", "tasks", "models", "metrics", "data", "sources", "report"} | LEAVES
+BUILT = COMPONENTS | {"atomic", "build", "checkpoint", "compress", "config", "distill", "export", "precision"}
 
 # a part of the package -> the parts it may import, besides itself
 ALLOWED = {
@@ -21,41 +20,21 @@ ALLOWED = {
     "checkpoint": {"atomic", "errors"},
     "precision": {"errors"},
     "config": {"errors"},
-    "study_config": {"config", "errors"},
-    "search_config": {"config", "errors"},
-    "pipeline_config": {"config", "study_config", "errors"},
     "cli": {"errors"},
     "data": LEAVES | {"atomic"},
     "metrics": {"batch", "errors"},
     "models": LEAVES,
-    "compress": {"models"} | LEAVES,
-    "sources": LEAVES,
-    "losses": {"models"} | LEAVES,
-    "tasks": {"models", "metrics"} | LEAVES,
-    "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,
     "report": {"atomic", "batch", "errors"},
+    "compress": {"models"} | LEAVES,
+    "sources": {"models"} | LEAVES,
+    "losses": {"models"} | LEAVES,
+    "tasks": {"models", "metrics", "data", "report"} | LEAVES,
+    "distill": {"losses", "tasks", "models", "metrics"} | LEAVES,
     "export": {"__version__", "models", "sources", "tasks"} | LEAVES,
-    "build_distill": COMPONENTS | {"config", "distill"},
-    "build_net": COMPONENTS | {"checkpoint", "compress", "config"},
-    "build_teacher": COMPONENTS | {"build_distill", "build_net", "config", "distill", "checkpoint", "precision"},
-    "build": COMPONENTS
-    | {"compress", "build_distill", "build_net", "build_teacher", "config", "distill", "checkpoint", "precision"},
+    "build": COMPONENTS | {"compress", "config", "distill", "checkpoint", "precision"},
     "engine": BUILT,
-    "docs": COMPONENTS | {"distill", "config", "pipeline_config", "search_config", "study_config", "build"},
-}
-# files that may import more than their part: the loop names the type it is given, study and search read their own kind of config,
-# smp's networks have the encoders whose names models checks, foreign detectors places that lie as our head's cells do
-MORE = {
-    "sources/smp.py": {"models"},
-    "sources/reading.py": {"models"},
-    "engine/train.py": {"config"},
-    "engine/bench.py": {"config"},
-    "engine/prune.py": {"config"},
-    "engine/data_report.py": {"config"},
-    "engine/folder.py": {"config"},
-    "engine/study.py": {"config", "study_config"},
-    "engine/search.py": {"config", "search_config"},
-    "engine/pipeline.py": {"config", "pipeline_config"},
+    "experiments": BUILT | {"engine"},
+    "docs": COMPONENTS | {"distill", "config", "experiments", "build"},
 }
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
@@ -107,7 +86,7 @@ def test_every_part_has_a_rule():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_one_way(path):
     part = part_of(path)
-    allowed = ALLOWED.get(part, set()) | {part} | MORE.get(path.relative_to(PACKAGE).as_posix(), set())
+    allowed = ALLOWED.get(part, set()) | {part}
     assert not imported(path) - allowed
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from multitask_kd.batch import CROWD, PAD, Dense, Found
-from multitask_kd.distill.lesson import SURE, UNKNOWN, Lesson, logit
+from multitask_kd.batch import CROWD, PAD, DensePredictions, PaddedDetections
+from multitask_kd.distill.class_mapping import SURE, UNKNOWN, ClassMapping, logit
 
 THEIRS, OURS = ("car", "sky", "truck", "person"), ("person", "vehicle", "animal")
 MERGED = {"car": "vehicle", "truck": "vehicle"}  # sky is none of the student's, the teacher knows no animal
@@ -19,7 +19,7 @@ def random(*shape, seed=0, scale=3.0):
 def found(*rows):
     """One image of x1, y1, x2, y2, score, class."""
     rows = torch.tensor([rows], dtype=torch.float32)
-    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+    return PaddedDetections(rows[..., :4], rows[..., 4], rows[..., 5].long())
 
 
 def odds(p):
@@ -30,14 +30,14 @@ def odds(p):
 
 
 def test_what_is_known_and_what_is_extra():
-    lesson = Lesson(THEIRS, OURS, MERGED)
+    lesson = ClassMapping(THEIRS, OURS, MERGED)
     assert lesson.known == (0, 1) and lesson.extra == [1] and not lesson.same
     assert lesson.unknown == ["animal"] and lesson.unused == ["sky"]
     assert lesson.sources == [[3], [0, 2], []]
     # null takes a class out, though the student has one of the same name
-    assert Lesson(("a", "b"), ("a", "b"), {"b": None}).known == (0,)
+    assert ClassMapping(("a", "b"), ("a", "b"), {"b": None}).known == (0,)
     # a class that goes by another's name
-    assert Lesson(("a", "b"), ("a", "b"), {"a": "b", "b": "a"}).sources == [[1], [0]]
+    assert ClassMapping(("a", "b"), ("a", "b"), {"a": "b", "b": "a"}).sources == [[1], [0]]
 
 
 @pytest.mark.parametrize(
@@ -51,25 +51,25 @@ def test_what_is_known_and_what_is_extra():
 )
 def test_names_that_are_no_classes_are_refused(theirs, ours, names, message):
     with pytest.raises(ValueError, match=message):
-        Lesson(tuple(theirs), tuple(ours), names)
+        ClassMapping(tuple(theirs), tuple(ours), names)
 
 
 # --- the same classes
 
 
 def test_the_same_classes_in_the_same_order_change_nothing():
-    lesson = Lesson("abc", "abc")
-    for said in (random(1, 3, 2, 2), random(1, 4, 8), Dense(random(1, 4, 4), random(1, 4, 3)), found((0, 0, 1, 1, 0.5, 2))):
+    lesson = ClassMapping("abc", "abc")
+    for said in (random(1, 3, 2, 2), random(1, 4, 8), DensePredictions(random(1, 4, 4), random(1, 4, 3)), found((0, 0, 1, 1, 0.5, 2))):
         assert lesson(said) == (said, None)
-    assert not Lesson("abc", "ab").same and not Lesson("ab", "abc").same and not Lesson("abc", "acb").same
+    assert not ClassMapping("abc", "ab").same and not ClassMapping("ab", "abc").same and not ClassMapping("abc", "acb").same
 
 
 def test_another_order_is_a_permutation_exactly():
-    lesson, order = Lesson("abc", "cab"), [2, 0, 1]
+    lesson, order = ClassMapping("abc", "cab"), [2, 0, 1]
     logits, raw = random(2, 3, 4, 5), random(2, 6, 8, scale=20.0)  # far beyond the logits of SURE
     assert torch.equal(lesson(logits)[0], logits[:, order])
     assert torch.equal(lesson(raw)[0], raw[..., [0, 1, 2, 3, 4, 7, 5, 6]])
-    dense = Dense(random(2, 6, 4), random(2, 6, 3).sigmoid(), random(6, 2), torch.ones(6))
+    dense = DensePredictions(random(2, 6, 4), random(2, 6, 3).sigmoid(), random(6, 2), torch.ones(6))
     turned = lesson(dense)[0]
     assert torch.equal(turned.scores, dense.scores[..., order]) and turned.boxes is dense.boxes and turned.places is dense.places
     said = found((0, 0, 9, 9, 0.9, 0), (0, 0, 9, 9, 0.5, 2), (0, 0, 9, 9, 0.5, 1))  # one place, three classes
@@ -82,7 +82,7 @@ def test_another_order_is_a_permutation_exactly():
 
 def test_merged_classes_of_a_map_have_the_sum_of_their_probabilities():
     logits = random(2, 4, 3, 5)
-    ours, _ = Lesson(THEIRS, OURS, MERGED)(logits)
+    ours, _ = ClassMapping(THEIRS, OURS, MERGED)(logits)
     p = logits.double().softmax(1)
     person, vehicle = p[:, 3], p[:, 0] + p[:, 2]
     expected = torch.stack([person, vehicle], 1) / (person + vehicle)[:, None]
@@ -96,10 +96,10 @@ def test_a_map_is_silent_where_its_likeliest_class_is_none_of_the_students():
     p = torch.tensor(
         [[0.1, 0.7, 0.1, 0.1], [0.1, 0.2, 0.1, 0.6], [0.3, 0.4, 0.25, 0.05], [0.2, 0.45, 0.2, 0.15], [0.4, 0.4, 0, 0.2]]
     )
-    _, silent = Lesson(THEIRS, OURS, MERGED)(p.clamp(min=1e-9).log().T[None, :, None])
+    _, silent = ClassMapping(THEIRS, OURS, MERGED)(p.clamp(min=1e-9).log().T[None, :, None])
     # car + truck = .55 and .4 against sky's .4 and .45; at a tie it speaks
     assert silent.tolist() == [[[True, False, False, True, False]]]
-    assert Lesson(("car", "person"), ("person", "car", "dog"))(random(1, 2, 2, 2))[1] is None
+    assert ClassMapping(("car", "person"), ("person", "car", "dog"))(random(1, 2, 2, 2))[1] is None
 
 
 # --- cells
@@ -108,7 +108,7 @@ def test_a_map_is_silent_where_its_likeliest_class_is_none_of_the_students():
 def test_merged_classes_of_cells():
     # 1/4 + 1/2 = 3/4; 3/5 + 4/5 is held below 1
     raw = torch.tensor([[[1.0, 2, 3, 4, 5, odds(0.25), -30, odds(0.5), 7], [1.0, 2, 3, 4, 5, odds(0.6), -30, odds(0.8), -20]]])
-    ours, silent = Lesson(THEIRS, OURS, MERGED)(raw)
+    ours, silent = ClassMapping(THEIRS, OURS, MERGED)(raw)
     assert silent is None and ours.shape == (1, 2, 8)
     assert torch.equal(ours[..., :6], raw[..., [0, 1, 2, 3, 4, 8]])
     assert ours[0, :, 6].tolist() == pytest.approx([odds(0.75), odds(1 - SURE)], rel=1e-3)
@@ -124,16 +124,16 @@ def test_an_object_of_a_class_that_the_student_lacks_is_none():
         ((0.1, 0.2, 0.1, 0.9), 1.0),
     ]
     raw = torch.tensor([[[0, 0, 0, 0, odds(objectness), *map(odds, p)] for p, _ in cells]])
-    ours, _ = Lesson(THEIRS, OURS, MERGED)(raw)
+    ours, _ = ClassMapping(THEIRS, OURS, MERGED)(raw)
     assert ours[0, :, 4].sigmoid().tolist() == pytest.approx([objectness * share for _, share in cells], rel=1e-4)
     none_at_all = torch.tensor([[[0, 0, 0, 0, 9.0, -200, 200, -200, -200]], [[0, 0, 0, 0, 9.0, -200, -200, -200, -200]]])
-    ours, _ = Lesson(THEIRS, OURS, MERGED)(none_at_all)
+    ours, _ = ClassMapping(THEIRS, OURS, MERGED)(none_at_all)
     assert ours.isfinite().all() and ours[:, 0, 4].tolist() == pytest.approx([odds(SURE)] * 2, rel=1e-3)
 
 
 def test_scores_of_dense_predictions():
     scores = torch.tensor([[[0.2, 0.9, 0.3, 0.1], [0.7, 0.0, 0.6, 0.0]]])
-    ours, silent = Lesson(THEIRS, OURS, MERGED)(Dense(random(1, 2, 4), scores))
+    ours, silent = ClassMapping(THEIRS, OURS, MERGED)(DensePredictions(random(1, 2, 4), scores))
     expected = torch.tensor([[[0.1, 0.5, 0], [0, 1, 0]]])  # .7 + .6 is held at 1
     assert silent is None and torch.allclose(ours.scores, expected)
 
@@ -145,7 +145,7 @@ def test_detections_of_unknown_classes_become_padding():
     said = found(
         (0, 0, 9, 9, 0.9, 1), (0, 0, 5, 5, 0.8, 3), (20, 0, 25, 5, 0.7, 0), (0, 0, 0, 0, 0.6, PAD), (0, 0, 3, 3, 0.5, CROWD)
     )
-    ours, silent = Lesson(THEIRS, OURS, MERGED)(said)
+    ours, silent = ClassMapping(THEIRS, OURS, MERGED)(said)
     assert silent is None and ours.classes.tolist() == [[PAD, 0, 1, PAD, PAD]]
     assert ours.scores[0].tolist() == pytest.approx([0, 0.8, 0.7, 0, 0]) and torch.equal(ours.boxes, said.boxes)
 
@@ -162,16 +162,16 @@ def test_of_one_object_in_several_merged_classes_the_best_is_left():
         (70, 0, 80, 10, 0.3, 2),
         (70, 0, 80, 9, 0.2, 2),  # what the teacher itself found twice in one class stays: no merge made it
     )
-    ours, _ = Lesson(THEIRS, OURS, MERGED)(said)
+    ours, _ = ClassMapping(THEIRS, OURS, MERGED)(said)
     assert ours.classes.tolist() == [[PAD, 1, 0, 1, 1, 1, PAD, 1, 1]]
     assert torch.equal(ours.scores > 0, ours.classes >= 0)
-    two = Found(*(torch.cat([torch.zeros_like(t), t]) for t in said))  # images do not mix
-    assert torch.equal(Lesson(THEIRS, OURS, MERGED)(two)[0].classes[1], ours.classes[0])
+    two = PaddedDetections(*(torch.cat([torch.zeros_like(t), t]) for t in said))  # images do not mix
+    assert torch.equal(ClassMapping(THEIRS, OURS, MERGED)(two)[0].classes[1], ours.classes[0])
 
 
 def test_no_detections_at_all():
-    empty = Found(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long))
-    ours, _ = Lesson(THEIRS, OURS, MERGED)(empty)
+    empty = PaddedDetections(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long))
+    ours, _ = ClassMapping(THEIRS, OURS, MERGED)(empty)
     assert ours.boxes.shape == (2, 0, 4) and ours.classes.shape == ours.scores.shape == (2, 0)
 
 
@@ -180,7 +180,7 @@ def test_no_detections_at_all():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_becomes_float32(dtype):
-    lesson = Lesson(THEIRS, OURS, MERGED)
+    lesson = ClassMapping(THEIRS, OURS, MERGED)
     logits, raw = random(1, 4, 3, 3).to(dtype), random(1, 5, 9).to(dtype)
     for said in (logits, raw):
         assert torch.equal(lesson(said)[0], lesson(said.float())[0]) and lesson(said)[0].dtype == torch.float32

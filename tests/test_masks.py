@@ -15,8 +15,8 @@ from PIL import Image
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.classes import choose, named_indices, spans
-from multitask_kd.data.coco_stuff import FORMS, NAMES, UNUSED, USED, CocoStuff
-from multitask_kd.data.masks import Masks
+from multitask_kd.data.layouts.coco_stuff import FORMS, NAMES, UNUSED, USED, CocoStuff
+from multitask_kd.data.layouts.masks import Masks
 
 
 class Folder:

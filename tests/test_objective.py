@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from multitask_kd.batch import IGNORE, PAD, Batch, View
+from multitask_kd.batch import IGNORE, PAD, Batch, ModelOutput
 from multitask_kd.distill.distiller import Distiller, Soft
 from multitask_kd.distill.objective import Objective, task_weights
 from multitask_kd.distill.teacher import Teacher
@@ -119,7 +119,7 @@ class Tiny(nn.Module):
 
     def forward(self, images):
         seg, det = self.conv(images).split([3, 8], dim=1)
-        return View({"seg": seg, "det": self.dropout(det).flatten(2).transpose(1, 2)})
+        return ModelOutput({"seg": seg, "det": self.dropout(det).flatten(2).transpose(1, 2)})
 
 
 def distiller(soft=("seg", "det")):

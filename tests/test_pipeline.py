@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from multitask_kd import checkpoint
-from multitask_kd.engine.pipeline import run_pipeline
 from multitask_kd.errors import UserError
-from multitask_kd.pipeline_config import load_pipeline
+from multitask_kd.experiments.pipeline import run_pipeline
+from multitask_kd.experiments.pipeline_config import load_pipeline
 
 pytest.importorskip("torch_pruning")
 pytest.importorskip("onnxruntime")

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from multitask_kd.batch import Dense
-from multitask_kd.distill.lesson import SURE
+from multitask_kd.batch import DensePredictions
+from multitask_kd.distill.class_mapping import SURE
 from multitask_kd.distill.places import by_location, to_dense
 from multitask_kd.models.dense_head import cells, decode_boxes
 
@@ -30,7 +30,7 @@ def decoded(raw, size=SIZE, strides=STRIDES):
 def dense(*rows, classes=2):
     """Rows of place x, y, stride, box of 4, scores: one image."""
     rows = torch.tensor(rows, dtype=torch.float32)
-    return Dense(rows[None, :, 3:7], rows[None, :, 7 : 7 + classes], rows[:, :2], rows[:, 2])
+    return DensePredictions(rows[None, :, 3:7], rows[None, :, 7 : 7 + classes], rows[:, :2], rows[:, 2])
 
 
 def test_raw_outputs_as_boxes_and_scores_by_hand():
@@ -129,7 +129,7 @@ def test_against_a_plain_loop():
     corner = random(2, many, 2, seed=2) * 10
     boxes = torch.cat([corner, corner + 1 + 20 * torch.rand(2, many, 2, generator=torch.Generator().manual_seed(3))], -1)
     scores = torch.rand(2, many, 3, generator=torch.Generator().manual_seed(4))
-    raw, silent = by_location(Dense(boxes, scores, place, stride), SIZE, STRIDES)
+    raw, silent = by_location(DensePredictions(boxes, scores, place, stride), SIZE, STRIDES)
     grids = {8: (0, 3, 5), 16: (15, 2, 3)}  # first cell, rows, columns
     for image in range(2):
         best = {}
@@ -152,7 +152,7 @@ def test_against_a_plain_loop():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_extreme_predictions_are_finite(dtype):
     said = dense((12, 12, 8, 8, 8, 16, 16, 1.0, 0.0), (4, 4, 8, 5, 5, 5, 3, 0.0, 0.0))  # sure; and a box of no width, of score 0
-    raw, silent = by_location(Dense(said.boxes.to(dtype), said.scores.to(dtype), said.places, said.strides), SIZE, STRIDES)
+    raw, silent = by_location(DensePredictions(said.boxes.to(dtype), said.scores.to(dtype), said.places, said.strides), SIZE, STRIDES)
     assert raw.dtype == torch.float32 and raw.isfinite().all()
     assert not silent[0, 0] and not silent[0, 6]
     assert raw[0, 6, 4:].tolist() == pytest.approx([odds(1 - SURE), odds(1 - SURE), odds(SURE)], rel=1e-2)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchvision.ops import batched_nms
 
-from multitask_kd.batch import PAD, Dense, Found, View
+from multitask_kd.batch import PAD, DensePredictions, ModelOutput, PaddedDetections
 from multitask_kd.data.transforms import Geometry
-from multitask_kd.sources.reading import DetOutput, Foreign, SegOutput, pick, shown
+from multitask_kd.models.external import DetOutput, ExternalModel, SegOutput, pick, shown
 from multitask_kd.tasks.detection import Detection, Detections
 
 SIZE = (20, 40)  # 3 x 5 cells of stride 8, 2 x 3 of stride 16: 21 in all
@@ -178,7 +178,7 @@ def test_dense_predictions_by_name():
     found = {"boxes": random(2, 5, 4), "scores": random(2, 5, 3).sigmoid(), "locations": random(5, 2), "strides": torch.ones(5)}
     for locations in (found["locations"], found["locations"].expand(1, 5, 2), found["locations"].expand(2, 5, 2)):
         said = DetOutput().read({"det": {**found, "locations": locations}}, 3, SIZE)
-        assert isinstance(said, Dense) and said.boxes is found["boxes"] and torch.equal(said.places, found["locations"])
+        assert isinstance(said, DensePredictions) and said.boxes is found["boxes"] and torch.equal(said.places, found["locations"])
     for key, wrong in (
         ("scores", random(2, 5, 4)),
         ("boxes", random(2, 6, 4)),
@@ -224,10 +224,10 @@ class Keeps(nn.Module):
 def test_a_foreign_network_is_shown_what_it_knows():
     images = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     outputs, classes = {"seg": SegOutput(), "det": DetOutput()}, {"seg": 3, "det": 2}
-    plain = Foreign(Keeps(), outputs, classes, mean=None, std=None)
+    plain = ExternalModel(Keeps(), outputs, classes, mean=None, std=None)
     view = plain(images)
-    assert plain.net.shown is images and isinstance(view, View) and view.preds["det"].boxes.shape == (1, 0, 4)
-    other = Foreign(Keeps(), outputs, classes, mean=(10.0, 20, 30), std=(2.0, 4, 8), bgr=True, scale=255.0)
+    assert plain.net.shown is images and isinstance(view, ModelOutput) and view.preds["det"].boxes.shape == (1, 0, 4)
+    other = ExternalModel(Keeps(), outputs, classes, mean=(10.0, 20, 30), std=(2.0, 4, 8), bgr=True, scale=255.0)
     other(images)
     red, green, blue = (255 * images[:, i] for i in range(3))
     expected = torch.stack([(blue - 30) / 8, (green - 20) / 4, (red - 10) / 2], 1)
@@ -238,10 +238,10 @@ def test_a_foreign_network_is_shown_what_it_knows():
 def test_a_network_that_returns_a_view():
     class Ours(nn.Module):
         def forward(self, images):
-            return View({"seg": images, "depth": images})
+            return ModelOutput({"seg": images, "depth": images})
 
     images = torch.rand(1, 3, 2, 2)
-    assert set(Foreign(Ours(), {"seg": SegOutput()}, {"seg": 3}, mean=None, std=None)(images).preds) == {"seg"}
+    assert set(ExternalModel(Ours(), {"seg": SegOutput()}, {"seg": 3}, mean=None, std=None)(images).preds) == {"seg"}
 
 
 # --- foreign detections decoded
@@ -255,7 +255,7 @@ def test_dense_predictions_are_suppressed_as_torchvision_does():
     corner = random(2, 40, 2).abs() * 10
     boxes = torch.cat([corner, corner + 3 + 10 * random(2, 40, 2, seed=1).abs()], -1) - 4
     scores = random(2, 40, 3, seed=2).sigmoid()
-    found = task().decode(Dense(boxes, scores), SIZE, score_threshold=0.4, nms_iou=0.3, max_detections=12)
+    found = task().decode(DensePredictions(boxes, scores), SIZE, score_threshold=0.4, nms_iou=0.3, max_detections=12)
     inside = boxes.clamp(min=0)
     inside = torch.stack(
         [inside[..., 0].clamp(max=40), inside[..., 1].clamp(max=20), inside[..., 2].clamp(max=40), inside[..., 3].clamp(max=20)], -1
@@ -271,7 +271,7 @@ def test_dense_predictions_are_suppressed_as_torchvision_does():
 
 def test_dense_predictions_in_half_precision_are_decoded_in_float32():
     boxes, scores = torch.tensor([[[0.0, 0, 16, 16], [0, 0, 16, 15]]]), torch.tensor([[[0.5, 0, 0], [0.75, 0, 0]]])
-    (found,) = task().decode(Dense(boxes.bfloat16(), scores.bfloat16()), SIZE)
+    (found,) = task().decode(DensePredictions(boxes.bfloat16(), scores.bfloat16()), SIZE)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     assert found.boxes.tolist() == [[0, 0, 16, 15]] and found.scores.tolist() == [0.75]
 
@@ -280,12 +280,12 @@ def test_finished_detections_are_sorted_and_not_suppressed_again():
     boxes = torch.tensor([[[0.0, 0, 8, 8]] * 5, [[1.0, 1, 2, 2]] * 5])
     scores = torch.tensor([[0.3, 0.9, 0.9, 0.5, 0.01], [0.9, 0, 0, 0, 0]])
     classes = torch.tensor([[0, PAD, 2, 1, 1], [PAD] * 5])
-    first, second = task().decode(Found(boxes.bfloat16(), scores, classes), SIZE)
+    first, second = task().decode(PaddedDetections(boxes.bfloat16(), scores, classes), SIZE)
     assert first.classes.tolist() == [2, 1, 0] and first.scores.tolist() == pytest.approx([0.9, 0.5, 0.3])
     assert first.boxes.dtype == torch.float32 and len(second.scores) == 0
-    assert task().decode(Found(boxes, scores, classes), SIZE, max_detections=1)[0].classes.tolist() == [2]
-    assert task().decode(Found(boxes, scores, classes), SIZE, score_threshold=0.6)[0].classes.tolist() == [2]
-    none = Found(torch.zeros(1, 0, 4), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
+    assert task().decode(PaddedDetections(boxes, scores, classes), SIZE, max_detections=1)[0].classes.tolist() == [2]
+    assert task().decode(PaddedDetections(boxes, scores, classes), SIZE, score_threshold=0.6)[0].classes.tolist() == [2]
+    none = PaddedDetections(torch.zeros(1, 0, 4), torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.long))
     assert task().decode(none, SIZE)[0].boxes.shape == (0, 4)
 
 

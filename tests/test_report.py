@@ -4,16 +4,7 @@ import torch
 from PIL import Image
 
 from multitask_kd.batch import IGNORE
-from multitask_kd.report.pictures import (
-    HATCH,
-    LONGEST,
-    legend,
-    palette,
-    panel,
-    save_png,
-    separated_colours,
-    side_by_side,
-)
+from multitask_kd.report.pictures import HATCH, LONGEST, legend, palette, panel, save_png, separated_colours, side_by_side
 from multitask_kd.report.tables import mean_and_spread, metrics_table, spread_text, table
 
 NAMES = {"seg": ("background", "road", "car"), "det": ("person", "car")}

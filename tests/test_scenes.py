@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from multitask_kd.batch import IGNORE
-from multitask_kd.data import scenes_cache, scenes_objects
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.scenes import Scenes
-from multitask_kd.data.scenes_background import STUFF
-from multitask_kd.data.scenes_draw import FIRST_INSTANCE, OBJECTS, SEG_CLASSES, Drawing, draw, label, scene
+from multitask_kd.data.layouts.scenes import Scenes
+from multitask_kd.data.scenes import cache as scenes_cache
+from multitask_kd.data.scenes import objects as scenes_objects
+from multitask_kd.data.scenes.background import STUFF
+from multitask_kd.data.scenes.draw import FIRST_INSTANCE, OBJECTS, SEG_CLASSES, Drawing, draw, label, scene
 from multitask_kd.errors import UserError
 
 SIZE = (96, 128)
@@ -234,7 +235,7 @@ def test_workers_and_one_process_give_the_same(tmp_path, monkeypatch):
 
 
 def test_processes_may_generate_the_same_set_at_once(tmp_path):
-    package = str(Path(scenes_cache.__file__).parents[1])
+    package = str(Path(scenes_cache.__file__).parents[2])
     code = scenes_cache.WORKER.replace("import worker", "import Path, ensure").replace(
         "worker(*sys.argv[2:])", "print(ensure(Path(sys.argv[2]), 0, 'val', (96, 128), 6))"
     )

@@ -11,10 +11,10 @@ import yaml
 
 from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
-from multitask_kd.engine import search as searches
 from multitask_kd.engine import train as loop
 from multitask_kd.errors import UserError
-from multitask_kd.search_config import Axis, load_search
+from multitask_kd.experiments import search as searches
+from multitask_kd.experiments.search_config import Axis, load_search
 
 ROOT = Path(__file__).parents[1]
 LR, RATIO, ALPHA = "train.optimizer.lr", "tasks.seg.ratio", "tasks.seg.alpha"

@@ -14,9 +14,9 @@ from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS, Layout, Sample
+from multitask_kd.data.layouts.scenes import Scenes
 from multitask_kd.data.loader import TrainSet, train_loader
 from multitask_kd.data.sampling import BatchStream, Draw, pools, pools_of_set
-from multitask_kd.data.scenes import Scenes
 from multitask_kd.data.sets import Member, Sets, shared_out
 from multitask_kd.data.transforms import TrainTransform
 from multitask_kd.engine import train as loop

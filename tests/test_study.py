@@ -3,10 +3,11 @@ import json
 import pytest
 import yaml
 
-from multitask_kd import build, checkpoint, study_config
-from multitask_kd.engine import study as studies
+from multitask_kd import build, checkpoint
 from multitask_kd.engine import train as loop
 from multitask_kd.errors import UserError
+from multitask_kd.experiments import study as studies
+from multitask_kd.experiments import study_config
 from multitask_kd.models.multitask import count_parameters
 
 ROWS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from multitask_kd.batch import View
+from multitask_kd.batch import ModelOutput
 from multitask_kd.distill.taps import Tapped, bare
 from multitask_kd.distill.teacher import Teacher
 from multitask_kd.errors import UserError
@@ -224,7 +224,7 @@ def test_a_teacher_shows_its_taps_without_gradients():
     class Shown(Net):
         def forward(self, images):
             out, _ = super().forward(images)
-            return View({"seg": out})
+            return ModelOutput({"seg": out})
 
     net = Shown()
     teacher = Teacher(net, {}, torch.device("cpu"), taps=["neck.p3", "stem"])

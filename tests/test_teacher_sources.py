@@ -17,7 +17,7 @@ from torchvision.models import get_model
 
 from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
-from multitask_kd.batch import Found, View
+from multitask_kd.batch import ModelOutput, PaddedDetections
 from multitask_kd.engine.train import ready, train
 from multitask_kd.errors import UserError
 from multitask_kd.models.dense_head import cells, decode_boxes
@@ -50,7 +50,7 @@ class Other(nn.Module):
         seg = seg if self.seg is None else seg[:, self.seg]
         det = det if self.det is None else det[..., self.det]
         if self.form == "view":
-            return View({"seg": seg, "det": det})
+            return ModelOutput({"seg": seg, "det": det})
         return {"seg": seg, "det": det} if self.form == "dict" else (det, seg)
 
 
@@ -239,7 +239,7 @@ def test_half_precision(written, own, from_checkpoint, tiny, tmp_path):
 def said_directly(run, net, read):
     """The student's losses by what ``net`` says of the first batch without a source between."""
     batch = run.first_batch().to(run.device)
-    directly = run.distiller(batch, View(read(net(batch.images), batch.images)))
+    directly = run.distiller(batch, ModelOutput(read(net(batch.images), batch.images)))
     return [{k: float(v) for k, v in losses.items()} for losses in (run.distiller(batch, run.teachers(batch)), directly)]
 
 
@@ -300,7 +300,7 @@ def test_detections(ssd, tiny, tmp_path):
         assert sum(len(one["labels"]) for one in real) > 8
         pad = lambda x, value: nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=value)  # noqa: E731
         boxes, scores = (pad([one[key] for one in real], 0.0) for key in ("boxes", "scores"))
-        return {"det": Found(boxes, scores, pad([one["labels"] - 1 for one in real], -1))}
+        return {"det": PaddedDetections(boxes, scores, pad([one["labels"] - 1 for one in real], -1))}
 
     found, wanted = said_directly(run, lambda images: ssd[0](list(images)), read)
     assert away(found, wanted) < 1e-5

@@ -1,4 +1,4 @@
-"""All teachers of a run: a batch -> one View in the student's classes, pixels and cells."""
+"""All teachers of a run: a batch -> one ModelOutput in the student's classes, pixels and cells."""
 
 import math
 
@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torchvision.ops import batched_nms
 
-from multitask_kd.batch import PAD, Batch, Dense, Found, View
-from multitask_kd.distill.lesson import UNKNOWN, Lesson
-from multitask_kd.distill.sight import GREY
+from multitask_kd.batch import PAD, Batch, DensePredictions, ModelOutput, PaddedDetections
+from multitask_kd.distill.class_mapping import UNKNOWN, ClassMapping
 from multitask_kd.distill.teacher import Subject, Teacher, Teachers, has_places
+from multitask_kd.distill.teacher_geometry import GREY
 from multitask_kd.models.dense_head import cells, decode_boxes
 from multitask_kd.tasks.detection import Detection, Detections
 from multitask_kd.tasks.segmentation import Segmentation
@@ -27,7 +27,7 @@ def random(*shape, seed=0, scale=2.0):
 
 def found(*rows):
     rows = torch.tensor([rows], dtype=torch.float32)
-    return Found(rows[..., :4], rows[..., 4], rows[..., 5].long())
+    return PaddedDetections(rows[..., :4], rows[..., 4], rows[..., 5].long())
 
 
 class Says(nn.Module):
@@ -42,7 +42,7 @@ class Says(nn.Module):
     def forward(self, images):
         self.shown = images
         self.tapped(images + self.bias)
-        return View({k: p + self.bias.to(p.dtype) if isinstance(p, torch.Tensor) else p for k, p in self.preds.items()})
+        return ModelOutput({k: p + self.bias.to(p.dtype) if isinstance(p, torch.Tensor) else p for k, p in self.preds.items()})
 
 
 def teacher(size=None, strides=STRIDES, lessons=None, taps=(), **preds):
@@ -68,7 +68,7 @@ def boxes_of(raw):
 
 def test_a_teacher_of_the_students_size_classes_and_cells_is_heard_as_it_is():
     seg, det = random(2, 3, 3, 5), random(2, COUNT, 7, seed=1)
-    one = teacher(seg=seg, det=det, lessons={"seg": Lesson(SEG, SEG), "det": Lesson(DET, DET)})
+    one = teacher(seg=seg, det=det, lessons={"seg": ClassMapping(SEG, SEG), "det": ClassMapping(DET, DET)})
     both = Teachers({"a": one}, {"seg": Subject(["a"], (8,)), "det": Subject(["a"], STRIDES)}, SIZE)
     view = both(batch())
     assert torch.equal(view.preds["seg"], seg) and torch.equal(view.preds["det"], det) and not view.silent
@@ -78,7 +78,7 @@ def test_a_teacher_of_the_students_size_classes_and_cells_is_heard_as_it_is():
 
 def test_a_tasks_classes_are_brought_to_the_students():
     seg = random(1, 2, 3, 5)
-    one = teacher(seg=seg, lessons={"seg": Lesson(("sky", "car"), SEG)})
+    one = teacher(seg=seg, lessons={"seg": ClassMapping(("sky", "car"), SEG)})
     view = teachers("seg", one)(batch(1))
     assert torch.equal(view.preds["seg"][:, 1], seg[:, 1]) and view.preds["seg"][:, [0, 2]].eq(UNKNOWN).all()
     assert torch.equal(view.silent["seg"], seg[:, 0] > seg[:, 1])
@@ -88,13 +88,13 @@ def test_a_tasks_classes_are_brought_to_the_students():
 
 def test_where_a_teacher_is_silent_is_cut_to_the_images_too():
     seg = random(1, 2, 5, 5)
-    one = teacher((80, 80), seg=seg, lessons={"seg": Lesson(("sky", "car"), SEG)})
+    one = teacher((80, 80), seg=seg, lessons={"seg": ClassMapping(("sky", "car"), SEG)})
     assert torch.equal(teachers("seg", one)(batch(1)).silent["seg"], (seg[:, 0] > seg[:, 1])[:, :3])
 
 
 def test_no_gradient_passes_through_a_teacher():
     one = Teacher(nn.Conv2d(3, 3, 1), {}, CPU)
-    one.net.forward = lambda images: View({"seg": images * 2})
+    one.net.forward = lambda images: ModelOutput({"seg": images * 2})
     assert not one(torch.zeros(1, 3, 2, 2, requires_grad=True)).preds["seg"].requires_grad
 
 
@@ -156,7 +156,7 @@ def test_the_same_strides_of_a_larger_input_are_other_cells():
 
 
 def test_predictions_of_a_foreign_detector_are_brought_by_location():
-    dense = Dense(
+    dense = DensePredictions(
         torch.tensor([[[8.0, 8, 24, 16]]]), torch.tensor([[[0.1, 0.6]]]), torch.tensor([[20.0, 20]]), torch.tensor([16.0])
     )
     view = teachers("det", teacher((48, 80), det=dense))(batch(1))
@@ -173,7 +173,7 @@ def test_cells_as_detections_are_decoded_in_the_students_pixels():
     raw = random(2, COUNT, 7)
     same = teachers("det", teacher(det=raw), as_found=True)(batch()).preds["det"]
     wide = teachers("det", teacher((48, 80), (16, 32), det=raw), as_found=True)(batch()).preds["det"]
-    assert isinstance(same, Found) and same.boxes.shape[0] == 2
+    assert isinstance(same, PaddedDetections) and same.boxes.shape[0] == 2
     scores = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
     boxes = boxes_of(raw).clamp(min=0).minimum(torch.tensor([40.0, 24, 40, 24]))
     for i in range(2):
@@ -189,7 +189,7 @@ def test_cells_as_detections_are_decoded_in_the_students_pixels():
 
 def test_finished_detections_are_moved_to_the_students_classes_and_pixels():
     said = found((8, 8, 24, 16, 0.9, 0), (8, 8, 24, 16, 0.8, 1), (2, 50, 20, 70, 0.7, 0))
-    one = teacher((80, 80), det=said, lessons={"det": Lesson(("dog", "owl"), DET)})
+    one = teacher((80, 80), det=said, lessons={"det": ClassMapping(("dog", "owl"), DET)})
     view = teachers("det", one, as_found=True)(batch(1))
     assert view.preds["det"].classes.tolist() == [[1, PAD, PAD]]  # an owl; and a dog in the padding below 48
     assert view.preds["det"].boxes[0, 0].tolist() == [4, 4, 12, 8]
@@ -206,7 +206,7 @@ def test_no_detections_at_all():
 def test_padding_by_hand():
     one = Detections(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([0.5]), torch.tensor([1]))
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
-    said = Found.padded([none, one])
+    said = PaddedDetections.padded([none, one])
     assert said.boxes.tolist() == [[[0, 0, 0, 0]], [[1, 2, 3, 4]]]
     assert said.scores.tolist() == [[0], [0.5]] and said.classes.tolist() == [[PAD], [1]]
 
@@ -231,7 +231,7 @@ def test_several_identical_teachers_say_what_one_says():
 
 def test_one_is_silent_and_the_other_is_not():
     first, second = random(1, 3, 3, 5), random(1, 3, 3, 5, seed=1)
-    lesson = Lesson(("road", "car", "sky"), SEG)
+    lesson = ClassMapping(("road", "car", "sky"), SEG)
     both = teachers("seg", teacher(seg=first, lessons={"seg": lesson}), teacher(seg=second))
     view = both(batch(1))
     quiet = first.argmax(1) == 2
@@ -250,8 +250,8 @@ def test_teachers_of_other_classes_and_sizes_speak_together_of_cells():
         raw[..., :4] = 0
         raw[0, at, 4:] = 3.0
     members = (
-        teacher(det=cat, lessons={"det": Lesson(("cat",), DET)}),
-        teacher((48, 80), (16, 32), det=dog, lessons={"det": Lesson(("dog",), DET)}),
+        teacher(det=cat, lessons={"det": ClassMapping(("cat",), DET)}),
+        teacher((48, 80), (16, 32), det=dog, lessons={"det": ClassMapping(("dog",), DET)}),
     )
     both = teachers("det", *members)
     view = both(batch(1))
@@ -280,6 +280,6 @@ def test_taps_have_the_teachers_name_where_there_are_several():
 
 
 def test_which_predictions_have_places():
-    dense = Dense(random(1, 4, 4), random(1, 4, 2))
+    dense = DensePredictions(random(1, 4, 4), random(1, 4, 2))
     assert has_places(random(1, COUNT, 7)) and not has_places(dense) and not has_places(found((0, 0, 1, 1, 0.5, 0)))
     assert has_places(dense._replace(places=random(4, 2), strides=torch.ones(4)))

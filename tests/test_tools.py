@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from multitask_kd import checkpoint, cli
-from multitask_kd.engine import study
 from multitask_kd.errors import UserError
+from multitask_kd.experiments import study
 
 SCHEDULE = {"train.steps": 2, "eval.pictures": 1}
 

@@ -14,7 +14,7 @@ from PIL import Image
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.files import class_names
-from multitask_kd.data.voc import CLASSES, Voc
+from multitask_kd.data.layouts.voc import CLASSES, Voc
 
 WIDTH, HEIGHT = 12, 8  # of every image here
 CAR, DOG, PERSON = (CLASSES.index(name) for name in ("car", "dog", "person"))

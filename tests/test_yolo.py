@@ -13,7 +13,7 @@ from PIL import Image
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
-from multitask_kd.data.yolo import Yolo
+from multitask_kd.data.layouts.yolo import Yolo
 
 WIDTH, HEIGHT = 20, 10  # of every image here, so that a normalised .05 is a pixel wide and .1 a pixel high
 SQUARE = "1 .2 .2 .6 .2 .6 .8 .2 .8"  # class 1, x 4 to 12, y 2 to 8

@@ -11,7 +11,7 @@ STUDY = Path(__file__).parents[1] / "configs/studies/demo.yaml"
 
 
 def main(args: argparse.Namespace) -> int:
-    from multitask_kd.engine.study import report, run_study, write_summary
+    from multitask_kd.experiments.study import report, run_study, write_summary
 
     began = time.perf_counter()
     results = run_study(args.study, overwrite=args.overwrite)

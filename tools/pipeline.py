@@ -7,7 +7,7 @@ from multitask_kd.cli import run_tool
 
 
 def main(args: argparse.Namespace) -> int:
-    from multitask_kd.engine.pipeline import run_pipeline
+    from multitask_kd.experiments.pipeline import run_pipeline
 
     return 130 if run_pipeline(args.config) is None else 0
 

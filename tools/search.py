@@ -7,7 +7,7 @@ from multitask_kd.cli import run_tool
 
 
 def main(args: argparse.Namespace) -> int:
-    from multitask_kd.engine.search import report, run_search
+    from multitask_kd.experiments.search import report, run_search
 
     results = run_search(args.config, args.space, args.overrides)
     if results is None:

@@ -21,7 +21,7 @@ from .base import Count, Fraction, Natural, NonNegative, Number, PathText, Posit
 from .schedules import ScheduledFraction, ScheduledRatio, ScheduledWeight, extremes
 
 
-class Run(Section):
+class RunSection(Section):
     """Where a run writes and what it runs on."""
 
     dir: PathText = "runs/default"
@@ -479,7 +479,7 @@ def _without_null_tasks(tasks: Any) -> Any:
 class Config(Section):
     """One run of training."""
 
-    run: Run = Run()
+    run: RunSection = RunSection()
     data: Data = Data()
     model: Model = Model()
     tasks: Annotated[dict[str, Task], BeforeValidator(_without_null_tasks)] = Field(

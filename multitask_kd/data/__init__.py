@@ -1,9 +1,1 @@
-"""Data layouts, one file each; a file here that registers a layout is found by itself."""
-
-from __future__ import annotations
-
-import importlib
-import pkgutil
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+"""Images and labels: layouts on disk, sets of them, which images fill a batch, and how they are brought to the network's size."""

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..batch import Batch, View
+from ..batch import Batch, ModelOutput
 from ..errors import UserError
 from ..losses.base import SoftLoss
 from ..tasks.base import Task
 from .crosshead import CrossHead
-from .overlap import Overlap
+from .overlap import Comparable
 from .schedules import Schedule
 from .taps import Tapped
 from .term import Term
@@ -25,7 +25,7 @@ class Soft(NamedTuple):
     name: str
     loss: SoftLoss
     through: CrossHead | None = None
-    overlap: Overlap | None = None
+    overlap: Comparable | None = None
 
 
 class Distiller(nn.Module):
@@ -60,7 +60,7 @@ class Distiller(nn.Module):
         self.terms = nn.ModuleDict(terms or {})
         self.balance = balance
         self.own_teacher = own_teacher
-        self.shared: tuple[Tensor, ...] = ()  # ``View.shared`` of the last forward pass: where gradients are compared
+        self.shared: tuple[Tensor, ...] = ()  # ``ModelOutput.shared`` of the last forward pass: where gradients are compared
         self.said: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # its predictions, and those that soft losses judge
         paths = [t.student for t in self.terms.values()] + [path for c in self.through.values() for path in c.levels.values()]
         if own_teacher:
@@ -91,7 +91,7 @@ class Distiller(nn.Module):
             found["balance"] = self.balance
         return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
 
-    def forward(self, batch: Batch, teacher: View | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> dict[str, Tensor]:
         """Unweighted scalars by name. A task that is missing in the batch's targets has no hard losses.
 
         Raises ValueError when something is to be learnt from a teacher and the step has none, UserError for a tap that is silent.
@@ -100,7 +100,7 @@ class Distiller(nn.Module):
             view = self.student(batch.images)
         self.shared = view.shared
         if self.own_teacher:
-            teacher = View({}, taps)
+            teacher = ModelOutput({}, taps)
         if teacher is None and (self.soft or self.terms):
             raise ValueError(f"'{next(iter([*self.soft, *self.terms]))}' is learnt from a teacher, but the step has none")
         size = tuple(batch.images.shape[2:])
@@ -114,7 +114,7 @@ class Distiller(nn.Module):
         return losses
 
     def compare(
-        self, preds: Mapping[str, Tensor], judged: Mapping[str, Tensor], batch: Batch, teacher: View | None
+        self, preds: Mapping[str, Tensor], judged: Mapping[str, Tensor], batch: Batch, teacher: ModelOutput | None
     ) -> dict[str, Tensor]:
         """The hard and soft losses of predictions. A task that is missing in the batch's targets has no hard losses.
 

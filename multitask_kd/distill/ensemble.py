@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from ..batch import Found
-from .lesson import SAME_OBJECT, UNKNOWN, logit
+from ..batch import PaddedDetections
+from .class_mapping import SAME_OBJECT, UNKNOWN, logit
 
 Known = Sequence[Sequence[int]]  # of each teacher, the student's classes that it knows
 
@@ -52,20 +52,20 @@ def mean_cells(words: Sequence[Tensor], silent: Sequence[Tensor | None], known: 
     return torch.cat([boxes, logit(there), kinds], dim=-1), _all_silent(silent, quiet)
 
 
-def mean_found(words: Sequence[Found], known: Known) -> Found:
+def mean_found(words: Sequence[PaddedDetections], known: Known) -> PaddedDetections:
     """Detections of each teacher -> one for every object: boxes averaged by score; score: the mean over the teachers that know the
     class, 0 for one that did not see it."""
-    return Found.padded([_merged([Found(*(t[i] for t in w)) for w in words], known) for i in range(len(words[0].boxes))])
+    return PaddedDetections.padded([_merged([PaddedDetections(*(t[i] for t in w)) for w in words], known) for i in range(len(words[0].boxes))])
 
 
-def _merged(words: Sequence[Found], known: Known) -> Found:
+def _merged(words: Sequence[PaddedDetections], known: Known) -> PaddedDetections:
     """The detections of one image."""
-    boxes, scores, classes = (torch.cat([getattr(w, key) for w in words]) for key in Found._fields)
+    boxes, scores, classes = (torch.cat([getattr(w, key) for w in words]) for key in PaddedDetections._fields)
     teacher = torch.cat([torch.full_like(w.classes, k) for k, w in enumerate(words)])
     there = classes >= 0
     boxes, scores, classes, teacher = boxes[there].float(), scores[there].float(), classes[there], teacher[there]
     if not len(scores):
-        return Found(boxes, scores, classes)
+        return PaddedDetections(boxes, scores, classes)
     keep = batched_nms(boxes, scores, classes, SAME_OBJECT)
     iou = box_iou(boxes[keep], boxes) * (classes[keep][:, None] == classes)
     own = iou.argmax(0)  # the object that each detection is of
@@ -76,7 +76,7 @@ def _merged(words: Sequence[Found], known: Known) -> Found:
     mean = (weight[..., None] * boxes).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
     score = best / count.clamp(min=1)
     order = score.argsort(descending=True, stable=True)
-    return Found(mean[order], score[order], classes[keep][order])
+    return PaddedDetections(mean[order], score[order], classes[keep][order])
 
 
 def _quiet(silent: Tensor | None, like: Tensor) -> Tensor:

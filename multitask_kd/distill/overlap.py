@@ -13,7 +13,7 @@ from ..models.dense_head import cells, unspoken_cells
 from .term import resized
 
 
-class Overlap:
+class Comparable:
     """For one task. known: the student's classes that the teachers know, None for all; strides: of the student's head."""
 
     def __init__(self, known: Sequence[int] | None, strides: tuple[int, ...]):

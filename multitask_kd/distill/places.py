@@ -5,20 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..batch import Dense
+from ..batch import DensePredictions
 from ..models.dense_head import cells, decode_boxes
-from .lesson import logit
+from .class_mapping import logit
 
 
-def to_dense(raw: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Dense:
+def to_dense(raw: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> DensePredictions:
     """Raw outputs [B,N,4+1+C] of a head of ours on images of ``size`` -> decoded boxes and scores at its cells."""
     raw = raw.float()
     centres, scales = cells(size, strides, raw.device)
     scores = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
-    return Dense(decode_boxes(raw, centres, scales), scores, centres, scales)
+    return DensePredictions(decode_boxes(raw, centres, scales), scores, centres, scales)
 
 
-def by_location(dense: Dense, size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def by_location(dense: DensePredictions, size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Predictions in the student's pixels -> raw outputs [B,N,4+1+C] of the student's cells, and ``silent`` bool [B,N].
 
     A place belongs to the level with the nearest stride, there to the cell that it lies in. Of several (anchors) the one with the

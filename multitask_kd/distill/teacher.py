@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, Dense, Found, View
+from ..batch import Batch, DensePredictions, ModelOutput, PaddedDetections
 from ..tasks.base import Task
+from .class_mapping import ClassMapping
 from .ensemble import mean_cells, mean_found, mean_maps
-from .lesson import Lesson
 from .places import by_location, to_dense
-from .sight import Sight
 from .taps import Tapped
+from .teacher_geometry import TeacherGeometry
 
 
 class Teacher:
@@ -36,7 +36,7 @@ class Teacher:
         amp: torch.dtype | None = None,
         taps: Iterable[str] = (),
         *,
-        lessons: Mapping[str, Lesson] | None = None,
+        lessons: Mapping[str, ClassMapping] | None = None,
         size: tuple[int, int] | None = None,
     ):
         self.net = net.to(device).eval().requires_grad_(False)
@@ -45,8 +45,8 @@ class Teacher:
         self.tapped = Tapped(self.net, taps, "teacher")
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> View:
-        """images float [B,3,h,w] in [0,1], of its own size -> View without gradients: its own pixels, the student's classes."""
+    def __call__(self, images: Tensor) -> ModelOutput:
+        """images float [B,3,h,w] in [0,1], of its own size -> ModelOutput without gradients: its own pixels, the student's classes."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None), self.tapped as taps:
             view = self.net(images)
         preds, silent = dict(view.preds), {}
@@ -62,7 +62,7 @@ class Teacher:
 
 
 class Subject(NamedTuple):
-    """A task that is taught: by which teachers; the student's head's strides; whether as ``Found``, else as its cells."""
+    """A task that is taught: by which teachers; the student's head's strides; whether as ``PaddedDetections``, else as its cells."""
 
     teachers: Sequence[str]
     strides: tuple[int, ...]
@@ -70,7 +70,7 @@ class Subject(NamedTuple):
 
 
 class Teachers:
-    """Every teacher of a run, by name. Called with a batch: one View, in the student's classes, pixels and cells.
+    """Every teacher of a run, by name. Called with a batch: one ModelOutput, in the student's classes, pixels and cells.
 
     Where several teach a task, their probabilities are averaged, each class over those that know it. Taps are named as their path,
     with "<teacher>:" before it where there are several teachers.
@@ -80,10 +80,10 @@ class Teachers:
         """size: (H, W) of the student's images."""
         self.members, self.subjects, self.size = dict(members), dict(subjects), tuple(size)
         self.located: dict[str, set[str]] = {}  # by task, whose cells were others than the student's in the last batch
-        self.sights = {name: Sight(self.size, tuple(m.size or size)) for name, m in self.members.items()}
+        self.sights = {name: TeacherGeometry(self.size, tuple(m.size or size)) for name, m in self.members.items()}
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> View:
+    def __call__(self, batch: Batch) -> ModelOutput:
         views = {name: member(self.sights[name].images(batch)) for name, member in self.members.items()}
         self.located = {}
         preds: dict[str, Any] = {}
@@ -94,7 +94,7 @@ class Teachers:
             if quiet is not None:
                 silent[task] = quiet
         taps = {self.tap_name(name, path): tap for name, view in views.items() for path, tap in view.taps.items()}
-        return View(preds, taps, silent=silent)
+        return ModelOutput(preds, taps, silent=silent)
 
     def tap_name(self, teacher: str, path: str) -> str:
         """What the tap on a teacher's module is called."""
@@ -113,15 +113,15 @@ class Teachers:
         """The sizes (H, W) at which teachers want to see the images of a batch besides the student's."""
         return sorted({sight.content for sight in self.sights.values() if sight.sharper})
 
-    def _said(self, name: str, view: View, task: str, subject: Subject) -> tuple[Any, Tensor | None]:
+    def _said(self, name: str, view: ModelOutput, task: str, subject: Subject) -> tuple[Any, Tensor | None]:
         """What one teacher says of one task, in the student's pixels and, unless as detections, cells."""
         said, sight, member = view.preds[task], self.sights[name], self.members[name]
         silent = view.silent.get(task)
         if isinstance(said, Tensor) and said.dim() == 4:
             return sight.back(said), None if silent is None else sight.back(silent[:, None])[:, 0]
         if subject.as_found:
-            if not isinstance(said, Found):
-                said = Found.padded(member.tasks[task].decode(said, sight.own))
+            if not isinstance(said, PaddedDetections):
+                said = PaddedDetections.padded(member.tasks[task].decode(said, sight.own))
             return sight.back(said), None
         if isinstance(said, Tensor):
             if sight.same and member.tasks[task].strides == subject.strides:
@@ -142,4 +142,4 @@ class Teachers:
 
 def has_places(said: Any) -> bool:
     """Whether a detector's prediction can be brought to the student's cells."""
-    return isinstance(said, Tensor) or (isinstance(said, Dense) and said.places is not None)
+    return isinstance(said, Tensor) or (isinstance(said, DensePredictions) and said.places is not None)

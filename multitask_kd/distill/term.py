@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.base import SoftLoss
-from .sight import Sight
+from .teacher_geometry import TeacherGeometry
 
 MOST_PREFIX = 16  # class and register tokens before those of places
 
@@ -37,7 +37,7 @@ class Term(nn.Module):
         norm: bool = False,
         size: str = "smaller",
         task: str | None = None,
-        sight: Sight | None = None,
+        sight: TeacherGeometry | None = None,
     ):
         super().__init__()
         self.sight = sight

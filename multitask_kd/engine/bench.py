@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..batch import Batch
-from ..build import Recipe
+from ..build import Run
 from ..config import Config
 from ..distill.taps import Tapped
 from ..errors import UserError
@@ -97,7 +97,7 @@ def step_times(configs: Mapping[str, Config], *, steps: int = 10, rounds: int = 
     ]
 
 
-def _ready(run: Recipe, count: int) -> list[Batch]:
+def _ready(run: Run, count: int) -> list[Batch]:
     """The first batches of the run, on the device."""
     last = run.config.run.channels_last
     found = [b.to(run.device, channels_last=last) for b, _ in itertools.islice(run.train_batches(0), count)]
@@ -137,7 +137,7 @@ def _train_step(config: Config, steps: int) -> float:
     return 1000 * config.train.batch_size * config.train.accumulate / speed
 
 
-def _loader_rate(run: Recipe, least_s: float = 5.0) -> float:
+def _loader_rate(run: Run, least_s: float = 5.0) -> float:
     """Images a second that the loader delivers when nothing else runs."""
     batches = iter(run.train_batches(0))
     for _ in range(8):  # processes have started and their queues have drained
@@ -153,7 +153,7 @@ def _loader_rate(run: Recipe, least_s: float = 5.0) -> float:
 class _BareLoop:
     """Teacher, student, losses, backward and optimizer on batches that are ready, and nothing else."""
 
-    def __init__(self, run: Recipe, batches: Iterable[Batch]):
+    def __init__(self, run: Run, batches: Iterable[Batch]):
         self.run, self.batches = run, itertools.cycle(batches)
         self.amp = resolve_amp(run.config.train.amp, run.device, "train.amp")
         o = run.config.train.optimizer

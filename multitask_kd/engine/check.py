@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..batch import Batch, View
-from ..build import Recipe, decode_options
-from ..build_distill import compared_heads, teacher_name
+from ..batch import Batch, ModelOutput
+from ..build import Run, decode_options
+from ..build.distill import compared_heads, teacher_name
 from ..distill.balance import by_part
 from ..distill.objective import gradient_report, parts
 from ..distill.term import resized
@@ -58,7 +58,7 @@ class Proof:
         return [line for line in self.lines if line.verdict == FAIL]
 
 
-def check_run(run: Recipe, optimizer: torch.optim.Optimizer) -> Proof:
+def check_run(run: Run, optimizer: torch.optim.Optimizer) -> Proof:
     """Prove ``run`` on its first batch, and its teacher, where that is a file, on some validation images.
 
     Raises UserError only for what stops any training (an image that cannot be read, no memory).
@@ -85,7 +85,7 @@ def require(proof: Proof) -> None:
         )
 
 
-def closing_line(proof: Proof, run: Recipe) -> str:
+def closing_line(proof: Proof, run: Run) -> str:
     """How many lines passed, and what the run will take."""
     passed = sum(line.verdict == PASS for line in proof.lines)
     look = [line for line in proof.lines if line.verdict == LOOK]
@@ -97,7 +97,7 @@ def closing_line(proof: Proof, run: Recipe) -> str:
 
 
 @contextmanager
-def _untouched(run: Recipe) -> Iterator[None]:
+def _untouched(run: Run) -> Iterator[None]:
     """Weights, statistics, gradients, modes and random states of the run as they were before."""
     before = {name: value.clone() for name, value in run.distiller.state_dict().items()}
     random, training = checkpoint.random_state(), run.distiller.training
@@ -114,7 +114,7 @@ def _untouched(run: Recipe) -> Iterator[None]:
 class _Pass:
     """One forward pass of teacher and student on a batch, and one backward pass of all losses together."""
 
-    def __init__(self, run: Recipe, batch: Batch):
+    def __init__(self, run: Run, batch: Batch):
         self.run, self.batch = run, batch
         self.amp = resolve_amp(run.config.train.amp, run.device, "train.amp")
         run.distiller.at(0.0)
@@ -127,7 +127,7 @@ class _Pass:
         self.largest = {name: max(weights[name] for weights in at) for name in at[0]}  # a schedule may begin or end with 0
         self.total, self.weighted = run.objective.weigh(self.losses, self.largest, run.distiller.shared)
 
-    def _forward(self) -> tuple[View | None, dict[str, Tensor]]:
+    def _forward(self) -> tuple[ModelOutput | None, dict[str, Tensor]]:
         run = self.run
         view = run.teachers(self.batch) if run.teachers else None
         with torch.autocast(run.device.type, self.amp, enabled=self.amp is not None):
@@ -159,7 +159,7 @@ class _Pass:
         return (time.perf_counter() - began) / times * run.config.train.accumulate
 
 
-def _taps(run: Recipe, pass_: _Pass) -> Iterator[Line]:
+def _taps(run: Run, pass_: _Pass) -> Iterator[Line]:
     """Every tap fired once, on which shapes, and how the two were brought together."""
     size = tuple(pass_.batch.images.shape[2:])
     for name, term in run.distiller.terms.items():
@@ -192,7 +192,7 @@ def _alignment(term: Any, taps: Mapping[str, tuple[Any, int]], size: tuple[int, 
     return ", ".join(parts) or "as they are"
 
 
-def _classes(run: Recipe) -> Iterator[Line]:
+def _classes(run: Run) -> Iterator[Line]:
     """How the classes of every teacher meet the student's, by name, in every task that it teaches."""
     if run.teachers is None:
         return
@@ -202,7 +202,7 @@ def _classes(run: Recipe) -> Iterator[Line]:
             yield _met(run, task, name, several=len(run.teachers.members) > 1)
 
 
-def _met(run: Recipe, task: str, name: str, *, several: bool) -> Line:
+def _met(run: Run, task: str, name: str, *, several: bool) -> Line:
     member, own = run.teachers.members[name], run.tasks[task].classes
     what = f"classes of {task}" + (f", {name}" if several else "")
     lesson = member.lessons.get(task)
@@ -216,7 +216,7 @@ def _met(run: Recipe, task: str, name: str, *, several: bool) -> Line:
     return Line(LOOK if lesson.unknown else PASS, what, "; ".join(details))
 
 
-def _teacher(run: Recipe) -> Iterator[Line]:
+def _teacher(run: Run) -> Iterator[Line]:
     """The teachers are in eval, frozen, and as good as the config asks."""
     if run.teachers is None:
         own = run.distiller.own_teacher
@@ -238,7 +238,7 @@ def _teacher(run: Recipe) -> Iterator[Line]:
         yield from _teacher_metrics(run, place)
 
 
-def _teacher_metrics(run: Recipe, place: str) -> Iterator[Line]:
+def _teacher_metrics(run: Run, place: str) -> Iterator[Line]:
     """What a teacher is worth on some validation images, at its own input size, over the classes that it knows."""
     section, name = run.config.named_teachers[place], teacher_name(place)
     member, who = run.teachers.members[name], f"{name}'s"
@@ -274,7 +274,7 @@ def over_known(metrics: Mapping[str, Any], task: Any, known: Sequence[int]) -> f
     return sum(found) / len(found) if found else None
 
 
-def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
+def _losses(run: Run, pass_: _Pass) -> Iterator[Line]:
     """No loss is missing, not finite, or exactly 0."""
     for name in run.distiller.loss_names():
         loss = pass_.losses.get(name)
@@ -291,7 +291,7 @@ def _losses(run: Recipe, pass_: _Pass) -> Iterator[Line]:
                 yield Line(FAIL, name, "is exactly 0: student and teacher give the same, or one of them is not used")
 
 
-def _pulls(run: Recipe, pass_: _Pass) -> Iterator[Line]:
+def _pulls(run: Run, pass_: _Pass) -> Iterator[Line]:
     """Each part's share of the total and of the gradient, with every weight where its schedule is largest; one that moves nothing
     in the student fails."""
     total = float(pass_.total.detach())
@@ -324,7 +324,7 @@ def _pulls(run: Recipe, pass_: _Pass) -> Iterator[Line]:
             yield Line(PASS, group, detail)
 
 
-def _located(run: Recipe) -> Iterator[Line]:
+def _located(run: Run) -> Iterator[Line]:
     """A loss that counts background cells like others, where the teacher's are made of scores at other places."""
     for task, who in run.teachers.located.items() if run.teachers else ():
         if task not in run.distiller.soft:
@@ -339,7 +339,7 @@ def _located(run: Recipe) -> Iterator[Line]:
             yield Line(LOOK, f"{task}.soft cells", detail)
 
 
-def _sparse(run: Recipe, pass_: _Pass) -> Iterator[Line]:
+def _sparse(run: Run, pass_: _Pass) -> Iterator[Line]:
     """The penalty of sparse training beside the total, its weight where the schedule is largest."""
     if run.sparse is None:
         return
@@ -368,7 +368,7 @@ def _held(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _adapters(run: Recipe, pass_: _Pass, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
+def _adapters(run: Run, pass_: _Pass, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
     """What learns besides the student gets a gradient and is in the optimizer."""
     pass_.total.backward()
     held = _held(optimizer)
@@ -385,7 +385,7 @@ def _adapters(run: Recipe, pass_: _Pass, optimizer: torch.optim.Optimizer) -> It
             yield Line(PASS, f"{name} learns", f"{count} parameters, all in the optimizer and with a gradient")
 
 
-def _optimizer(run: Recipe, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
+def _optimizer(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
     """The optimizer holds all that learns, and nothing of the teacher."""
     held = _held(optimizer)
     missing = [name for name, p in run.distiller.named_parameters() if p.requires_grad and id(p) not in held]
@@ -400,7 +400,7 @@ def _optimizer(run: Recipe, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
         yield Line(FAIL if foreign else PASS, "optimizer and teacher", detail)
 
 
-def _absent_from_checkpoint(run: Recipe) -> Line:
+def _absent_from_checkpoint(run: Run) -> Line:
     """No tensor of the teacher is among those that a checkpoint saves."""
     saved = {value.data_ptr(): name for name, value in run.distiller.state_dict().items() if value.numel()}
     nets = [member.net for member in run.teachers.members.values()] if run.teachers else []

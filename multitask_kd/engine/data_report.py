@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..batch import IGNORE
-from ..build import check, layout, set_place, started
+from ..build import check, layout, resolve_init, set_place
 from ..config import Config
 from ..data.base import Layout, Sample
 from ..data.transforms import MIN_AREA_PX, fit
@@ -291,7 +291,7 @@ def finest_cell(config: Config) -> int | None:
     """The finest stride at which the config's network detects, in pixels; None where it does not."""
     if "det" not in config.tasks:
         return None
-    config = started(config)
+    config = resolve_init(config)
     strides = config.tasks["det"].head.get("strides") or config.model.strides
     return min(strides)
 

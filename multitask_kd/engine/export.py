@@ -16,9 +16,9 @@ from torch import Tensor
 from .. import build
 from ..atomic import replacing
 from ..checkpoint import load
-from ..data.scenes_draw import scene
+from ..data.scenes.draw import scene
 from ..data.transforms import letterbox
-from ..errors import UserError, did_you_mean, told
+from ..errors import UserError, as_user_error, did_you_mean
 from ..export import decode as decoding
 from ..export import describe, onnx, parity, program, quantise
 from ..export.module import Exported, as_input
@@ -200,7 +200,7 @@ def decode_options(
             raise UserError(f"--decode: '{text}': the value is not YAML") from None
     check_options(task.decode, chosen, "--decode")
     cells = sum(-(-size[0] // s) * -(-size[1] // s) for s in task.strides)
-    told("--decode", task.decode, torch.zeros(1, cells, 5 + len(task.classes)), size, **chosen)
+    as_user_error("--decode", task.decode, torch.zeros(1, cells, 5 + len(task.classes)), size, **chosen)
     return found | {"det": chosen}
 
 

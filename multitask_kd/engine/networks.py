@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import build
-from ..batch import View
+from ..batch import ModelOutput
 from ..checkpoint import load
-from ..errors import UserError, told
+from ..errors import UserError, as_user_error
 from ..export import describe, onnx, program
 from ..export.needs import needed
 from ..models.multitask import count_parameters
@@ -26,7 +26,7 @@ KINDS = {"onnx": "onnx", "export": "program"}  # what a file is by its bytes -> 
 
 @dataclass(frozen=True)
 class Network:
-    """run: float images [B,3,H,W] in [0,1] on ``device`` -> View with the predictions of ``tasks``, which ``Task.decode`` takes.
+    """run: float images [B,3,H,W] in [0,1] on ``device`` -> ModelOutput with the predictions of ``tasks``, which ``Task.decode`` takes.
 
     size: (H, W) of its input in pixels; arch: what it was built from, with the class names; parameters: their number; kind: what
     the file is: "checkpoint", "onnx" or "program" (torch.export); precision: fp32, fp16 or int8; decoded: whether ``run`` gives
@@ -90,9 +90,9 @@ def _exported(path: str, kind: str, where: str, device: torch.device) -> Network
             run = program.runner(path, device, list(description["outputs"]))
     except UserError as error:
         raise UserError(f"{where}: " + str(error).removeprefix(f"{where}: ").removeprefix("path: ")) from None
-    arch, tasks = description["arch"], told(f"{where}: {path}: its description is damaged", describe.tasks, description)
+    arch, tasks = description["arch"], as_user_error(f"{where}: {path}: its description is damaged", describe.tasks, description)
 
-    def predictions(images: Tensor) -> View:
+    def predictions(images: Tensor) -> ModelOutput:
         found = run(images)
         describe.check_outputs(found, description, images.shape[2:], path)
         return describe.view(found, description)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..build import Recipe, decode_options
+from ..build import Run, decode_options
 from ..data.base import Layout, Sample
 from ..data.loader import EvalSet, collate_eval
 from ..errors import UserError
@@ -30,7 +30,7 @@ class Speaker:
     decode: Mapping[str, Mapping[str, Any]]
 
 
-def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndarray]:
+def draw(run: Run, student: torch.nn.Module, count: int) -> dict[str, np.ndarray]:
     """One picture for each of ``count`` validation images, spread over the set: uint8 [H,W,3] by name."""
     size, decode = run.config.data.input_size, decode_options(run.config)
     speakers = teacher_speakers(run)
@@ -41,7 +41,7 @@ def draw(run: Recipe, student: torch.nn.Module, count: int) -> dict[str, np.ndar
     return {f"{k:02d}": side_by_side([row], ["truth", *speakers], class_names=names) for k, row in enumerate(rows)}
 
 
-def teacher_speakers(run: Recipe) -> dict[str, Speaker]:
+def teacher_speakers(run: Run) -> dict[str, Speaker]:
     """Every teacher, with its own input size."""
     members = run.teachers.members if run.teachers else {}
     decode = decode_options(run.config)
@@ -53,7 +53,7 @@ def teacher_speakers(run: Recipe) -> dict[str, Speaker]:
     return found
 
 
-def draw_taught(run: Recipe, count: int) -> dict[str, np.ndarray]:
+def draw_taught(run: Run, count: int) -> dict[str, np.ndarray]:
     """What the teachers say of ``count`` training images that lack labels: uint8 [H,W,3] by name."""
     speakers = teacher_speakers(run)
     indices = np.array(run.unlabelled(count), dtype=int)

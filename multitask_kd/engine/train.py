@@ -15,8 +15,8 @@ import torch
 
 from .. import build, checkpoint
 from ..atomic import write_text
-from ..batch import Batch, View
-from ..build import Recipe, decode_options, recipe
+from ..batch import Batch, ModelOutput
+from ..build import Run, decode_options, recipe
 from ..config import Config, dump
 from ..distill.objective import gradient_report
 from ..errors import UserError
@@ -43,7 +43,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     Writes into ``run.dir``: config.yaml, best.pt, last.pt, metrics.jsonl, metrics.json, tensorboard/.
     Raises UserError for a bad config, bad data, a run folder in use, or a loss that is not finite.
     """
-    config = build.started(config)
+    config = build.resolve_init(config)
     folder = Path(config.run.dir)
     check_folder(folder, dump(config), resume=resume, overwrite=overwrite)
     needs = {f"{place}.path": t.path for place, t in config.named_teachers.items()} | {
@@ -173,7 +173,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     return metrics
 
 
-def ready(config: Config) -> tuple[Recipe, torch.optim.Optimizer]:
+def ready(config: Config) -> tuple[Run, torch.optim.Optimizer]:
     """A run and its optimizer, as they are before the first step. Raises UserError."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -192,12 +192,12 @@ def check(config: Config) -> tuple[Proof, str]:
     return proof, closing_line(proof, run)
 
 
-def own_average(run: Recipe) -> torch.nn.Module | None:
+def own_average(run: Run) -> torch.nn.Module | None:
     """The network of the teacher that is the average of the student's own weights."""
     return next(iter(run.teachers.members.values())).net if run.config.taught_by_average else None
 
 
-def announce(run: Recipe, progress: Progress) -> None:
+def announce(run: Run, progress: Progress) -> None:
     """What learns from what: a line, and one for every set where there are several."""
     labels = sum(len(p.indices) for p in run.pools if p.labelled)
     rest = sum(len(p.indices) for p in run.pools if not p.labelled)
@@ -219,7 +219,7 @@ def announce(run: Recipe, progress: Progress) -> None:
 
 
 @torch.no_grad()
-def by_set(run: Recipe, batch: Batch, view: View | None) -> dict[str, float]:
+def by_set(run: Run, batch: Batch, view: ModelOutput | None) -> dict[str, float]:
     """Where there are several sets: the hard and soft losses of each set's images in the last batch, before the step."""
     if len(run.train_layout.members) == 1:
         return {}
@@ -236,7 +236,7 @@ def by_set(run: Recipe, batch: Batch, view: View | None) -> dict[str, float]:
     return found
 
 
-def sets_lines(run: Recipe) -> list[str]:
+def sets_lines(run: Run) -> list[str]:
     """By set: its images, what is labelled in them, and its places in every batch."""
     lines = []
     for name in run.train_layout.members:
@@ -255,7 +255,7 @@ def final_metrics(config: Config, folder: Path) -> dict[str, Any]:
     return checkpoint.load(folder / "best.pt", "run.dir")["metrics"]
 
 
-def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
+def evaluate_run(run: Run, net: torch.nn.Module) -> dict[str, Any]:
     return evaluate(
         net,
         run.tasks,
@@ -267,7 +267,7 @@ def evaluate_run(run: Recipe, net: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def run_evaluation(run: Recipe, net: torch.nn.Module, journal: RunLog, progress: Progress, step: int) -> dict[str, Any]:
+def run_evaluation(run: Run, net: torch.nn.Module, journal: RunLog, progress: Progress, step: int) -> dict[str, Any]:
     """Metrics on the validation set, written to the journal and shown."""
     metrics = evaluate_run(run, net)
     journal.scalars("val", step, flatten(metrics, "val"))
@@ -287,7 +287,7 @@ def report_skipped(messages: list[str]) -> None:
 class State:
     """All that a run is at a step, on disk and back. The sampler has no state: batch i is a function of i."""
 
-    def __init__(self, run: Recipe, optimizer: Any, scaler: Any, ema: Ema | None, meter: LossMeter, folder: Path):
+    def __init__(self, run: Run, optimizer: Any, scaler: Any, ema: Ema | None, meter: LossMeter, folder: Path):
         self.run, self.optimizer, self.scaler, self.ema = run, optimizer, scaler, ema
         self.meter, self.folder = meter, folder
         self.best = float("-inf")
@@ -362,7 +362,7 @@ class State:
         return content["step"]
 
 
-def teachers_digest(run: Recipe) -> str | None:
+def teachers_digest(run: Run) -> str | None:
     """A fingerprint of what teaches, where it comes from files: of a checkpoint's weights; else of the file, which may hold a
     program besides, and of the weights where it is a folder or none."""
     if run.teachers is None or run.config.taught_by_average:
@@ -374,7 +374,7 @@ def teachers_digest(run: Recipe) -> str | None:
     return found[0] if len(found) == 1 else ",".join(found)
 
 
-def start_digest(run: Recipe) -> str | None:
+def start_digest(run: Run) -> str | None:
     """A fingerprint of the weights that training began from, where they are a whole network's."""
     path = run.config.model.start
     return None if path is None else checkpoint.digest_of(checkpoint.load(path, "model.start")["model"])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import __version__
-from ..batch import Found, View
+from ..batch import ModelOutput, PaddedDetections
 from ..errors import UserError
 from ..tasks.base import TASKS, Task
 
@@ -144,16 +144,16 @@ def tasks(description: Mapping[str, Any]) -> dict[str, Task]:
     }
 
 
-def view(outputs: Mapping[str, Tensor], description: Mapping[str, Any]) -> View:
+def view(outputs: Mapping[str, Tensor], description: Mapping[str, Any]) -> ModelOutput:
     """What a file gave, as a network's predictions. Where it decodes, its decoded outputs: the mask as logits of 0 and 1."""
     preds: dict[str, Any] = {task: outputs[task].float() for task in description["arch"]["tasks"]}
     decoded = description["decode"] or {}
     if "det" in decoded:
-        preds["det"] = Found(outputs["boxes"].float(), outputs["scores"].float(), outputs["classes"].long())
+        preds["det"] = PaddedDetections(outputs["boxes"].float(), outputs["scores"].float(), outputs["classes"].long())
     if "seg" in decoded:
         count = len(description["arch"]["tasks"]["seg"]["classes"])
         preds["seg"] = F.one_hot(outputs["mask"].long(), count).movedim(-1, 1).float()
-    return View(preds)
+    return ModelOutput(preds)
 
 
 def dumps(description: Mapping[str, Any]) -> str:

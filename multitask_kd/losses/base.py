@@ -23,7 +23,7 @@ class SoftLoss(nn.Module):
     same_channels: bool = True  # False: it compares maps of any channels, and a term aligns sizes only
     norm: bool = False  # whether feature maps are normalised, each channel over the batch, before it sees them
     scheduled: tuple[str, ...] = ()  # options that a schedule may change while training; attributes of the same names
-    takes_found: bool = False  # whether it is given a teacher's finished detections (``Found``) and not its cells
+    takes_found: bool = False  # whether it is given a teacher's finished detections (``PaddedDetections``) and not its cells
 
     # of the student's images and head, for losses that need them; set by ``place``
     size: tuple[int, int]
@@ -34,7 +34,7 @@ class SoftLoss(nn.Module):
         """Tell where it stands: (H, W) of the student's images, the strides of its head, and the classes that the teachers know.
 
         known: rising indices, None for all. Where some are missing, both predictions have the known classes alone, except where
-        ``takes_found``: then the student's has all, and ``Found`` is numbered by all.
+        ``takes_found``: then the student's has all, and ``PaddedDetections`` is numbered by all.
         """
         self.size, self.strides, self.known = tuple(size), tuple(strides), known
 
@@ -44,7 +44,7 @@ class SoftLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
         """Two predictions or maps of equal shape -> unweighted scalar, float32.
 
-        teacher: ``Found`` where the loss ``takes_found``, in pixels of the student's images. target: for predictions, the task's
+        teacher: ``PaddedDetections`` where the loss ``takes_found``, in pixels of the student's images. target: for predictions, the task's
         part of ``Batch.targets``; None where no image of the batch is labelled, and for features.
         """
         raise NotImplementedError

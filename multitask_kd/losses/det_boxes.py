@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-from ..batch import PAD, Found
+from ..batch import PAD, PaddedDetections
 from ..models.assign import one_hot, simota
 from ..models.dense_head import cells, centres_inside, decode_boxes, unspoken_cells
 from .base import LOSSES, SoftLoss, check_weights
@@ -46,7 +46,7 @@ class DetBoxes(SoftLoss):
         self.box, self.objectness, self.classification = box, objectness, classification
         self.confidence, self.doubt = confidence, doubt
 
-    def forward(self, student: Tensor, teacher: Found, target: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: PaddedDetections, target: Mapping[str, Tensor] | None = None) -> Tensor:
         """student: raw outputs [B,N,4+1+C]; teacher: detections in pixels of the student's images and numbers of its classes.
 
         target: the batch's labels, which say of what a teacher that lacks classes has nothing to say. ``place`` comes first.
@@ -67,7 +67,7 @@ class DetBoxes(SoftLoss):
         return parts / weight.sum().clamp(min=len(student))
 
     def _targets(
-        self, teacher: Found, boxes: Tensor, objectness: Tensor, class_logits: Tensor, centres: Tensor, scales: Tensor
+        self, teacher: PaddedDetections, boxes: Tensor, objectness: Tensor, class_logits: Tensor, centres: Tensor, scales: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the student's cells are to learn, by SimOTA on what they say: is a cell matched [B,N], with which weight [B,N] (the
         score, 0 where not matched), which box [B,N,4] in pixels (its own where not matched), which class probabilities [B,N,C]."""
@@ -82,7 +82,7 @@ class DetBoxes(SoftLoss):
         class_target = one_hot(classes.gather(1, match.box), class_logits.shape[-1]) * match.iou[..., None]
         return match.positive, weight, box_target, class_target
 
-    def _unsure(self, teacher: Found, target: Mapping[str, Tensor] | None, student: Tensor, centres: Tensor) -> Tensor:
+    def _unsure(self, teacher: PaddedDetections, target: Mapping[str, Tensor] | None, student: Tensor, centres: Tensor) -> Tensor:
         """Cells that are not to learn that there is nothing: bool [B,N]."""
         doubted = (teacher.classes >= 0) & (teacher.scores >= self.doubt) & (teacher.scores < self.confidence)
         unsure = (centres_inside(teacher.boxes, centres) & doubted[..., None]).any(1)

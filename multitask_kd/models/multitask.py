@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..batch import View
+from ..batch import ModelOutput
 from .necks import Pyramid
 
 
 class MultiTaskNet(nn.Module):
-    """images float [B,3,H,W], RGB in [0,1], H and W multiples of ``max(strides)`` -> View with one prediction a task.
+    """images float [B,3,H,W], RGB in [0,1], H and W multiples of ``max(strides)`` -> ModelOutput with one prediction a task.
 
     mean, std: the encoder's input statistics, applied here so that a saved network needs no preprocessing beyond
     a letterbox.
@@ -36,11 +36,11 @@ class MultiTaskNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> View:
+    def forward(self, images: Tensor) -> ModelOutput:
         features = self.backbone((images - self.mean) / self.std)
         shared = tuple(features[i] for i in self._places)
         levels = self.neck(shared)
-        return View({task: head(levels) for task, head in self.heads.items()}, shared=shared)
+        return ModelOutput({task: head(levels) for task, head in self.heads.items()}, shared=shared)
 
 
 def count_parameters(module: nn.Module) -> int:

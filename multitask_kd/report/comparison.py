@@ -9,23 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .tables import table
+from .tables import Column, table
 
 WIDTH = 120  # characters in a line of the terminal
 
 Results = Mapping[str, Any]
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """key: in a row; heading: with its unit; digits: decimals shown; better: +1 more, -1 less, 0 neither; hint: what it is."""
-
-    key: str
-    heading: str
-    digits: int = 1
-    better: int = 0
-    hint: str = ""
 
 
 def cost_columns(results: Results) -> list[Column]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .comparison import Column, Row, class_tables, cost_columns, notes, pareto, quality_columns, rows, summary
+from .comparison import Row, class_tables, cost_columns, notes, pareto, quality_columns, rows, summary
 from .pictures import palette
 from .plot import Point, scatter
+from .tables import Column
 
 TEMPLATE = Path(__file__).with_name("page.html")
 # the browser itself refuses whatever would come from elsewhere

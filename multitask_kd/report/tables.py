@@ -6,10 +6,22 @@ import numbers
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 NUMERIC = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?%?( \+- \d[\d.]*)?|nan|[+-]?inf|-")
 GAP = "  "
+
+
+@dataclass(frozen=True)
+class Column:
+    """key: in a row; heading: with its unit; digits: decimals shown; better: +1 more, -1 less, 0 neither; hint: what it is."""
+
+    key: str
+    heading: str
+    digits: int = 1
+    better: int = 0
+    hint: str = ""
 
 
 def table(

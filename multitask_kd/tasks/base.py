@@ -19,7 +19,7 @@ class Task:
     ``Head`` the architecture (``tasks.<name>.head``), those of ``decode`` the post-processing (``tasks.<name>.decode``).
     """
 
-    name: str  # the key in configs, in ``Batch.targets`` and in ``View.preds``
+    name: str  # the key in configs, in ``Batch.targets`` and in ``ModelOutput.preds``
     Head: type[nn.Module]  # Head(width of the pyramid, strides of its levels, number of classes, *, options); has .strides
     weights: Mapping[str, float]  # hard loss -> its weight inside the task; the keys are what ``losses`` returns
     main_metric: str  # key in the metric's result, higher is better

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss
 
-from ..batch import CROWD, Dense, Found
+from ..batch import CROWD, DensePredictions, PaddedDetections
 from ..metrics.mean_ap import MeanAP
 from ..models.assign import one_hot, simota
 from ..models.dense_head import DenseHead, cells, decode_boxes
@@ -108,7 +108,7 @@ class Detection(Task):
     @torch.no_grad()
     def decode(
         self,
-        pred: Tensor | Dense | Found,
+        pred: Tensor | DensePredictions | PaddedDetections,
         size: tuple[int, int],
         *,
         score_threshold: float = 0.01,
@@ -116,7 +116,7 @@ class Detection(Task):
         max_detections: int = 100,
         before_nms: int = 1000,
     ) -> list[Detections]:
-        """Raw [B,N,4+1+C], or a foreign detector's ``Dense`` or ``Found`` -> one Detections an image, in pixels of the batch.
+        """Raw [B,N,4+1+C], or a foreign detector's ``DensePredictions`` or ``PaddedDetections`` -> one Detections an image, in pixels of the batch.
 
         score = objectness * class probability; a cell may answer for several classes.
         """
@@ -126,9 +126,9 @@ class Detection(Task):
         for name, number in (("max_detections", max_detections), ("before_nms", before_nms)):
             if number < 1:
                 raise ValueError(f"{name}: {number} is not at least 1")
-        if isinstance(pred, Found):
+        if isinstance(pred, PaddedDetections):
             return [_sure(*image, score_threshold, max_detections) for image in zip(*pred, strict=True)]
-        boxes, scores = (pred.boxes, pred.scores) if isinstance(pred, Dense) else self._scored(pred.float(), size)
+        boxes, scores = (pred.boxes, pred.scores) if isinstance(pred, DensePredictions) else self._scored(pred.float(), size)
         boxes, scores = boxes.float().clamp(min=0), scores.float()
         boxes = boxes.minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
         found = []

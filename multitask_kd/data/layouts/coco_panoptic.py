@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..batch import IGNORE
-from ..errors import UserError
-from .base import LAYOUTS
-from .classes import Choice, choose
+from ...batch import IGNORE
+from ...errors import UserError
+from ..base import LAYOUTS
+from ..classes import Choice, choose
+from ..files import expand, require_files, require_same_size
 from .coco import Described, Entry, category_entries, check_object, check_reference, entries, image_entries, sections
-from .files import expand, require_files, require_same_size
 
 
 @LAYOUTS.register("coco_panoptic")

@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Dense, Found, View
-from .build_distill import compared_heads, show_nothing, teacher_name, teacher_taps
-from .build_net import check_classes, from_checkpoint
-from .checkpoint import load as load_checkpoint
-from .config import Config
-from .config import Teacher as Section
-from .distill.lesson import Lesson
-from .distill.taps import Tapped
-from .distill.teacher import Subject, Teacher, Teachers, has_places
-from .errors import UserError, did_you_mean, told
-from .losses.base import LOSSES
-from .models.multitask import MultiTaskNet
-from .precision import resolve_amp
-from .registry import check_options
-from .sources import files
-from .sources.base import SOURCES, Source
-from .sources.reading import IMAGENET, OUTPUTS, Foreign
-from .tasks.base import TASKS, Task
+from ..batch import DensePredictions, PaddedDetections, ModelOutput
+from .distill import compared_heads, dummy_forward, teacher_name, teacher_taps
+from .net import check_classes, from_checkpoint
+from ..checkpoint import load as load_checkpoint
+from ..config import Config
+from ..config import Teacher as Section
+from ..distill.class_mapping import ClassMapping
+from ..distill.taps import Tapped
+from ..distill.teacher import Subject, Teacher, Teachers, has_places
+from ..errors import UserError, did_you_mean, as_user_error
+from ..losses.base import LOSSES
+from ..models.multitask import MultiTaskNet
+from ..precision import resolve_amp
+from ..registry import check_options
+from ..sources import files
+from ..sources.base import SOURCES, Source
+from ..models.external import IMAGENET, OUTPUTS, ExternalModel
+from ..tasks.base import TASKS, Task
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def check_teachers(config: Config) -> None:
                 raise UserError(f"{place}.{key}.{unknown[0]}: there is no such task; {did_you_mean(unknown[0], OUTPUTS)}")
         for task, options in section.outputs.items():
             check_options(OUTPUTS[task], options, f"{place}.outputs.{task}")
-            told(f"{place}.outputs.{task}", OUTPUTS[task], **options)
+            as_user_error(f"{place}.outputs.{task}", OUTPUTS[task], **options)
         for name, term in config.distill.items():
             if config.tapped_teacher(term) == place and not kind.tappable:
                 raise UserError(f"distill.{name}.teacher: modules of a teacher from '{section.source}' cannot be tapped")
@@ -147,7 +147,7 @@ def _member(config: Config, place: str, section: Section, loaded: Any, parts: Ma
 
 def _foreign(
     config: Config, place: str, section: Section, source: Source, parts: Mapping[str, Task], on: torch.device
-) -> tuple[Foreign, dict[str, tuple[str, ...]]]:
+) -> tuple[ExternalModel, dict[str, tuple[str, ...]]]:
     """A network that is no checkpoint of ours, and its classes by task."""
     net = _at(place, source.load, on)
     theirs = {name: tuple(names) for name, names in {**source.classes, **section.classes}.items() if name in parts}
@@ -168,7 +168,7 @@ def _foreign(
     classes = {name: theirs[name] for name in outputs}
     counts = {name: len(names) for name, names in classes.items()}
     bgr, scale = section.input.order == "bgr", section.input.scale
-    return Foreign(net, outputs, counts, mean=mean, std=std, bgr=bgr, scale=scale), classes
+    return ExternalModel(net, outputs, counts, mean=mean, std=std, bgr=bgr, scale=scale), classes
 
 
 def _mean_and_std(section: Section, source: Source) -> tuple[Sequence[float] | None, Sequence[float] | None]:
@@ -204,7 +204,7 @@ def _fits_strides(place: str, section: Section, net: MultiTaskNet, size: Sequenc
 
 def _lessons(
     config: Config, place: str, section: Section, theirs: Mapping[str, Sequence[str]], parts: Mapping[str, Task]
-) -> dict[str, Lesson]:
+) -> dict[str, ClassMapping]:
     """By task: how the teacher's classes become the student's. One without a common class is left out unless it was asked for."""
     found = {}
     for name, names in theirs.items():
@@ -212,7 +212,7 @@ def _lessons(
             continue
         _check_names(place, section, name, names, parts[name].classes)
         try:
-            found[name] = Lesson(names, parts[name].classes, section.map.get(name))
+            found[name] = ClassMapping(names, parts[name].classes, section.map.get(name))
         except ValueError as error:
             asked = (
                 name in (section.tasks or ())
@@ -280,7 +280,7 @@ def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: to
         name = teacher_name(place)
         member, size = teachers.members[name], teachers.sights[name].own
         if isinstance(member.net, MultiTaskNet):
-            show_nothing(member.net, size, f"teacher {section.path if name == 'teacher' else name}")
+            dummy_forward(member.net, size, f"teacher {section.path if name == 'teacher' else name}")
             view = member(torch.zeros(1, 3, *size, device=on))
         else:
             view = _shown(place, member, size, on)
@@ -291,7 +291,7 @@ def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: to
             if task == "det" and not subject.as_found and not has_places(said):
                 what = (
                     f"{place} predicts at places that are not known: give {place}.outputs.det.strides, and anchors; or"
-                    if isinstance(said, Dense)
+                    if isinstance(said, DensePredictions)
                     else f"{place} says finished detections, not what it thinks of each place;"
                 )
                 raise UserError(f"tasks.{task}.soft.loss: {what} use det_boxes")
@@ -300,7 +300,7 @@ def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: to
     _through_fits(config, teachers, parts)
 
 
-def _shown(place: str, member: Teacher, size: Sequence[int], on: torch.device) -> View:
+def _shown(place: str, member: Teacher, size: Sequence[int], on: torch.device) -> ModelOutput:
     """What a foreign network says of two images, one black, one of all brightnesses. Raises UserError where it cannot be so."""
     images = torch.stack([torch.zeros(3, *size), torch.linspace(0, 1, 3 * size[0] * size[1]).view(3, *size)]).to(on)
     try:
@@ -334,14 +334,14 @@ def _check_range(where: str, output: Any, said: Any) -> None:
             raise UserError(f"{where}.form: the network's values reach {float(said.max().exp()):.3g}, so they are no probabilities")
         if output.form == "probability" and bool(((said.exp().sum(1) - 1).abs() > 0.02).any()):
             raise UserError(f"{where}.form: the network's values do not add up to 1: they are no probabilities; set it to logits")
-    elif isinstance(said, (Dense, Found)) and said.scores.numel():
+    elif isinstance(said, (DensePredictions, PaddedDetections)) and said.scores.numel():
         low, high = float(said.scores.min()), float(said.scores.max())
         if low < -1e-3 or high > 1 + 1e-3:
-            way = "; set scores to logit" if isinstance(said, Dense) else ""
+            way = "; set scores to logit" if isinstance(said, DensePredictions) else ""
             raise UserError(f"{where}: the network's scores go from {low:.3g} to {high:.3g}, so they are no probabilities{way}")
 
 
-def _unknown_classes(place: str, task: str, lesson: Lesson) -> str:
+def _unknown_classes(place: str, task: str, lesson: ClassMapping) -> str:
     """Which of the student's classes a teacher does not know, and whether one of its own looks like one of them."""
     text = f"does not know {', '.join(lesson.unknown)} of '{task}': left to the labels"
     text += f"; it has {', '.join(lesson.unused)} besides" if lesson.unused else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from .config import Config, Count, Fraction, Natural, PathText, Section, load, read_yaml, validate
+from ..config import Config, Count, Fraction, Natural, PathText, Section, load, read_yaml, validate
 from .study_config import CutSettings, plain_dir
 
 

@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import Config, Section, parse_schedule
-from .distill.balance import BALANCES, Balance
-from .distill.crosshead import CrossHead
-from .distill.distiller import Distiller, Soft
-from .distill.objective import Objective, task_weights
-from .distill.overlap import Overlap
-from .distill.schedules import KINDS as SCHEDULES
-from .distill.schedules import Schedule
-from .distill.sight import Sight
-from .distill.taps import Tapped
-from .distill.teacher import Teachers
-from .distill.term import Term, as_map
-from .errors import UserError, did_you_mean, told
-from .losses.base import LOSSES, SoftLoss
-from .models.multitask import MultiTaskNet
-from .models.necks import level_name
-from .registry import check_options, options_of
-from .tasks.base import Task
+from ..config import Config, Section, parse_schedule
+from ..distill.balance import BALANCES, Balance
+from ..distill.crosshead import CrossHead
+from ..distill.distiller import Distiller, Soft
+from ..distill.objective import Objective, task_weights
+from ..distill.overlap import Comparable
+from ..distill.schedules import KINDS as SCHEDULES
+from ..distill.schedules import Schedule
+from ..distill.teacher_geometry import TeacherGeometry
+from ..distill.taps import Tapped
+from ..distill.teacher import Teachers
+from ..distill.term import Term, as_map
+from ..errors import UserError, did_you_mean, as_user_error
+from ..losses.base import LOSSES, SoftLoss
+from ..models.multitask import MultiTaskNet
+from ..models.necks import level_name
+from ..registry import check_options, options_of
+from ..tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ def soft_loss(section: Any, where: str) -> tuple[SoftLoss, Moving]:
             raise UserError(f"{place}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
         parsed = parse_schedule(value, place)
         for extreme in parsed.extremes():  # each has to be a value that the option may have
-            told(place, LOSSES.build, section.loss, {**_unscheduled(plain), key: extreme}, f"{where}.options")
+            as_user_error(place, LOSSES.build, section.loss, {**_unscheduled(plain), key: extreme}, f"{where}.options")
         moving[key] = schedule(parsed)
         plain[key] = moving[key](0.0)
-    loss = told(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options")
+    loss = as_user_error(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options")
     return loss, moving
 
 
@@ -113,14 +113,14 @@ def build_distiller(
             known = teachers.known(name)
             known = None if len(known) == len(parts[name].classes) else known
             loss.place(config.data.input_size, parts[name].strides, known)
-            overlap = None if loss.takes_found else Overlap(known, parts[name].strides)
+            overlap = None if loss.takes_found else Comparable(known, parts[name].strides)
             soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, teachers), overlap)
     terms = {}
     shapes, overwritten = _tap_shapes(config, net, teachers)
     for name, section in config.distill.items():
         where = f"distill.{name}"
         loss = note(*soft_loss(section, where), f"{where}.options")
-        tap, sight = section.teacher_path, Sight(config.data.input_size, config.data.input_size)
+        tap, sight = section.teacher_path, TeacherGeometry(config.data.input_size, config.data.input_size)
         if teachers is not None:
             who = teacher_name(config.tapped_teacher(section))
             tap, sight = teachers.tap_name(who, tap), teachers.sights[who]
@@ -144,11 +144,11 @@ def _cross_head(name: str, section: Any, net: MultiTaskNet, teachers: Teachers) 
     return CrossHead(taught_by.net.heads[name], levels, widths)
 
 
-def show_nothing(net: nn.Module, size: Sequence[int], who: str) -> None:
+def dummy_forward(net: nn.Module, size: Sequence[int], who: str) -> None:
     """One black image of ``size`` through ``net``, in eval. Raises UserError where the network cannot take it."""
     training, image = net.training, torch.zeros(1, 3, *size, device=next(net.parameters()).device)
     with torch.no_grad():
-        told(f"data.input_size: the {who} cannot take {list(size)}", net.eval(), image)
+        as_user_error(f"data.input_size: the {who} cannot take {list(size)}", net.eval(), image)
     net.train(training)
 
 
@@ -173,7 +173,7 @@ def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) ->
             continue
         tapped = Tapped(model, paths)
         with tapped as taps:
-            show_nothing(model, size, side)
+            dummy_forward(model, size, side)
         overwritten[name] = set(tapped.overwritten())
         for path in sorted(overwritten[name]):
             log.info("distill: the %s's %s is written over by a module after it; it is copied before that", side, path)
@@ -184,7 +184,7 @@ def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) ->
 
 
 def _term(
-    where: str, section: Any, loss: SoftLoss, shapes: Shapes, teacher_tap: str, sight: Sight, known_tasks: Sequence[str]
+    where: str, section: Any, loss: SoftLoss, shapes: Shapes, teacher_tap: str, sight: TeacherGeometry, known_tasks: Sequence[str]
 ) -> Term:
     """A term of ``distill``. teacher_tap: what its tap on the teacher is called; sight: how that teacher sees the images.
 
@@ -218,7 +218,7 @@ def _term(
     for side, path in paths.items():
         if path.rpartition(":")[2].removeprefix("heads.") in known_tasks and shapes[side, path][0].dim() == 3:
             raise UserError(f"{where}.{side}: '{path}' puts out predictions of cells, no map; tap neck.* or inside the head")
-    maps = [told(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], sizes[side]) for side, path in paths.items()]
+    maps = [as_user_error(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], sizes[side]) for side, path in paths.items()]
     channels = tuple(m.shape[1] for m in maps)
     align = loss.same_channels and (section.align == "conv" or (section.align == "auto" and not head))
     if section.align == "conv" and not loss.same_channels:
@@ -252,7 +252,7 @@ def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
     if method in ("gradient", "dwa"):
         _refuse_schedules(config, method)
     groups = list(dict.fromkeys(kind.group(name) for name in losses))
-    return told("balance.options", BALANCES.build, method, options, "balance.options", groups)
+    return as_user_error("balance.options", BALANCES.build, method, options, "balance.options", groups)
 
 
 def _refuse_schedules(config: Config, method: str) -> None:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batch import PAD, Batch, Dense, Found
+from ..batch import PAD, Batch, DensePredictions, PaddedDetections
 
 GREY = 114 / 255  # of padding, as in a letterbox
 
 
 @dataclass(frozen=True)
-class Sight:
+class TeacherGeometry:
     """student, own: (H, W) in pixels of the student's images and of the teacher's input. The images lie at its top left corner."""
 
     student: tuple[int, int]
@@ -55,15 +55,15 @@ class Sight:
 
         Finished detections are cut to the images as labels are; one that lies outside is none.
         """
-        if isinstance(said, Found):
+        if isinstance(said, PaddedDetections):
             height, width = self.student
             boxes = said.boxes.float() / self.scale
             boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
             seen = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-            return Found(boxes, said.scores * seen, torch.where(seen, said.classes, PAD))
+            return PaddedDetections(boxes, said.scores * seen, torch.where(seen, said.classes, PAD))
         if self.same:
             return said
-        if isinstance(said, Dense):
+        if isinstance(said, DensePredictions):
             lengths = {key: getattr(said, key) for key in ("boxes", "places", "strides")}
             return said._replace(**{key: value / self.scale for key, value in lengths.items() if value is not None})
         height, width = (max(1, round(n * c / o)) for n, c, o in zip(said.shape[2:], self.content, self.own, strict=True))

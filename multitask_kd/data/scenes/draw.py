@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from .scenes_background import PAVEMENT, ROAD, STUFF, VEGETATION, Camera, draw_background
-from .scenes_objects import (
+from .background import PAVEMENT, ROAD, STUFF, VEGETATION, Camera, draw_background
+from .objects import (
     BUS,
     CAR,
     COVER_LABEL,
@@ -24,7 +24,7 @@ from .scenes_objects import (
     draw_cover,
     draw_object,
 )
-from .scenes_pen import CIRCLE, OVERSAMPLE, Pen
+from .pen import CIRCLE, OVERSAMPLE, Pen
 
 SEG_CLASSES = STUFF + OBJECTS
 SPLITS = ("train", "val")

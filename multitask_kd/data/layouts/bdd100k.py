@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batch import IGNORE
-from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Listed, Sample, clean_boxes
-from .files import Files, decode_image, expand, list_images, read_json, require_same_size, size_text, unique_names
+from ...batch import IGNORE
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Listed, Sample, clean_boxes
+from ..files import Files, decode_image, expand, list_images, read_json, require_same_size, size_text, unique_names
 
 CLASSES = (
     "pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "traffic light", "traffic sign"

@@ -21,8 +21,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from .scenes_draw import scene
+from ...errors import UserError
+from .draw import scene
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ import sys, types
 for name, path in (("multitask_kd", sys.argv[1]), ("multitask_kd.data", sys.argv[1] + "/data")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [path]
-from multitask_kd.data.scenes_cache import worker
+from multitask_kd.data.scenes.cache import worker
 worker(*sys.argv[2:])
 """
 
@@ -177,7 +177,7 @@ def _start(work: Path, seed: int, split: str, start: int, stop: int) -> subproce
     Not multiprocessing: a fork copies the locks of torch's and cv2's threads, a spawn runs the caller's main module
     again, and neither is allowed in a data loader's worker.
     """
-    command = [sys.executable, "-c", WORKER, str(Path(__file__).resolve().parents[1]), str(work)]
+    command = [sys.executable, "-c", WORKER, str(Path(__file__).resolve().parents[2]), str(work)]
     command += [str(seed), split, str(start), str(stop)]
     try:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

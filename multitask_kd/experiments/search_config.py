@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from .config import Count, Natural, Number, PathText, Positive, Section, read_yaml, validate
+from ..config import Count, Natural, Number, PathText, Positive, Section, read_yaml, validate
 
 
 class Axis(Section):

@@ -16,18 +16,18 @@ from ..atomic import write_text
 from ..checkpoint import load as load_checkpoint
 from ..compress.profile import WHOLE, macs
 from ..config import Config, dump
+from ..engine.evaluate import evaluate_checkpoint
+from ..engine.folder import differences
+from ..engine.log import clock
+from ..engine.machine import machine, peak_memory_mb
+from ..engine.pictures import Speaker, compare
+from ..engine.prune import Cut, prune_checkpoint
+from ..engine.prune import report as prune_report
+from ..engine.train import train
 from ..report.pictures import save_png, side_by_side
 from ..report.tables import mean_and_spread, spread_text, table
-from ..study_config import Study, load_study
-from .evaluate import evaluate_checkpoint
-from .folder import differences
-from .log import clock
-from .machine import machine, peak_memory_mb
-from .pictures import Speaker, compare
-from .prune import Cut, prune_checkpoint
-from .prune import report as prune_report
 from .steps import Steps
-from .train import train
+from .study_config import Study, load_study
 
 FIGURES = {"mIoU": ("seg", "mIoU"), "mAP": ("det", "mAP"), "mAP50": ("det", "mAP50")}
 
@@ -117,7 +117,7 @@ def is_done(config: Config) -> bool:
 
 def _is_written(folder: Path, config: Config) -> bool:
     written = folder / "config.yaml"
-    return written.is_file() and not differences(written.read_text(encoding="utf-8"), dump(build.started(config)))
+    return written.is_file() and not differences(written.read_text(encoding="utf-8"), dump(build.resolve_init(config)))
 
 
 def finish(config: Config, *, overwrite: bool = False) -> dict[str, Any] | None:

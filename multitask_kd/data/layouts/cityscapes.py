@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..batch import IGNORE
-from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Listed, Sample
-from .files import Files, expand, list_files, require_files, require_same_size, unique_names
+from ...batch import IGNORE
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Listed, Sample
+from ..files import Files, expand, list_files, require_files, require_same_size, unique_names
 
 # Label id of each training class, in the order of the training ids (cityscapesScripts, helpers/labels.py).
 LABEL_IDS = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import PAD, Dense, Found
+from ..batch import PAD, DensePredictions, PaddedDetections
 from ..models.assign import pairwise_iou
 
 UNKNOWN = -1e4  # logit of a class that the teacher does not know
@@ -21,7 +21,7 @@ def logit(p: Tensor) -> Tensor:
     return p.float().clamp(SURE, 1 - SURE).logit()
 
 
-class Lesson:
+class ClassMapping:
     """Class names of a teacher -> those of the student, by name or by an explicit map; several may become one.
 
     sources: of each class of the student, the teacher's that become it. known: the student's classes that have any, rising; extra:
@@ -55,7 +55,7 @@ class Lesson:
         return [self.theirs[i] for i in self.extra]
 
     def __call__(self, said: Any) -> tuple[Any, Tensor | None]:
-        """seg logits [B,C,h,w], det cells [B,N,4+1+C], ``Dense`` or ``Found`` -> the same in the student's classes, and ``silent``.
+        """seg logits [B,C,h,w], det cells [B,N,4+1+C], ``DensePredictions`` or ``PaddedDetections`` -> the same in the student's classes, and ``silent``.
 
         silent: bool [B,h,w], where the likeliest of the teacher's classes is none of the student's; None: nowhere.
         Merged classes have the sum of their probabilities; of finished detections of one object in several merged classes, the best
@@ -63,9 +63,9 @@ class Lesson:
         """
         if self.same:
             return said, None
-        if isinstance(said, Found):
+        if isinstance(said, PaddedDetections):
             return self._found(said), None
-        if isinstance(said, Dense):
+        if isinstance(said, DensePredictions):
             return said._replace(scores=self._summed(said.scores)), None
         if said.dim() == 4:
             return self._map(said)
@@ -98,17 +98,17 @@ class Lesson:
         parts = [p[..., found].sum(-1) if found else torch.zeros_like(p[..., 0]) for found in self.sources]
         return torch.stack(parts, dim=-1).clamp(max=1)
 
-    def _found(self, said: Found) -> Found:
+    def _found(self, said: PaddedDetections) -> PaddedDetections:
         table = torch.full((len(self.theirs) + 1,), PAD, dtype=torch.long, device=said.classes.device)
         for own, found in enumerate(self.sources):
             table[found] = own
         classes = table[torch.where(said.classes < 0, len(self.theirs), said.classes)]
         if any(len(found) > 1 for found in self.sources):
             classes = torch.where(_repeated(said, classes), PAD, classes)
-        return Found(said.boxes, said.scores * (classes >= 0), classes)
+        return PaddedDetections(said.boxes, said.scores * (classes >= 0), classes)
 
 
-def _repeated(said: Found, merged: Tensor) -> Tensor:
+def _repeated(said: PaddedDetections, merged: Tensor) -> Tensor:
     """Detections that a better one of another class shows too, now that both are of one class: bool [B,M]."""
     boxes, scores, classes = said.boxes.float(), said.scores, said.classes
     of_one = (merged[:, :, None] == merged[:, None]) & (classes[:, :, None] != classes[:, None])

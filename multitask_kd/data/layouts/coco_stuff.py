@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Sample
-from .classes import Choice, IndexMasks, choose
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Sample
+from ..classes import Choice, IndexMasks, choose
+from ..files import Files, expand, list_images
 from .coco import Coco
-from .files import Files, expand, list_images
 from .masks import Paired
 
 # The names of category ids 1 to 182, as the data set's labels.txt gives them: things to 91, then stuff.

@@ -16,37 +16,38 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .batch import Batch
-from .build_distill import build_balance, build_distiller, build_objective, build_soft, schedule, show_nothing, soft_loss
-from .build_net import arch, check_classes, from_checkpoint, network, started, student, tasks, without_start  # noqa: F401  (build is the engine's one door)
-from .build_teacher import build_teachers, check_teachers, read_teachers
-from .compress.graph import torch_pruning
-from .compress.sparse import Sparse
-from .config import SET_KEYS, TRAINING_ONLY, Config, DataSet
-from .config import Section as Scheduled
-from .data import loader as data_loader
-from .data.base import LAYOUTS
-from .data.sampling import BatchStream, Draw, Pool, pools
-from .data.sets import Member, Sets
-from .data.transforms import TrainTransform
-from .distill.distiller import Distiller
-from .distill.objective import Objective
-from .distill.schedules import Schedule
-from .distill.taps import Tapped
-from .distill.teacher import Teachers
-from .errors import UserError, told
-from .models.backbones import check_encoder
-from .models.multitask import MultiTaskNet
-from .precision import resolve_amp
-from .registry import check_options
-from .tasks.base import TASKS, Task
+from ..batch import Batch
+from .distill import build_balance, build_distiller, build_objective, build_soft, schedule, dummy_forward, soft_loss
+from .net import arch, check_classes, from_checkpoint, network, resolve_init, student, tasks, without_start  # noqa: F401  (build is the engine's one door)
+from .teacher import build_teachers, check_teachers, read_teachers
+from ..compress.graph import torch_pruning
+from ..compress.sparse import Sparse
+from ..config import SET_KEYS, TRAINING_ONLY, Config, DataSet
+from ..config import Section as Scheduled
+from ..data import layouts  # noqa: F401  (fills the registry)
+from ..data import loader as data_loader
+from ..data.base import LAYOUTS
+from ..data.sampling import BatchStream, Draw, Pool, pools
+from ..data.sets import Member, Sets
+from ..data.transforms import TrainTransform
+from ..distill.distiller import Distiller
+from ..distill.objective import Objective
+from ..distill.schedules import Schedule
+from ..distill.taps import Tapped
+from ..distill.teacher import Teachers
+from ..errors import UserError, as_user_error
+from ..models.backbones import check_encoder
+from ..models.multitask import MultiTaskNet
+from ..precision import resolve_amp
+from ..registry import check_options
+from ..tasks.base import TASKS, Task
 
 log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
     """Every name and option of the config, before data is read. Raises UserError naming the key."""
-    config = started(config)
+    config = resolve_init(config)
     for split in ("train", "val"):
         for name, section in config.data.sets(split).items():
             _check_set(section, set_place(config, split, name), split)
@@ -82,12 +83,12 @@ def _check_task(name: str, section: Any, width: int, strides: Sequence[int]) -> 
     kind = TASKS.get(name, where)
     check_options(kind.Head, section.head, f"{where}.head")
     check_options(kind.decode, section.decode, f"{where}.decode")
-    head = told(f"{where}.head", kind.Head, width, strides, 2, **section.head)
-    task = told(f"{where}.hard", TASKS.build, name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
+    head = as_user_error(f"{where}.head", kind.Head, width, strides, 2, **section.head)
+    task = as_user_error(f"{where}.hard", TASKS.build, name, section.hard, f"{where}.hard", ("a", "b"), head.strides)
     side = 2 * max(strides)
     with torch.no_grad():
         pred = head.eval()({s: torch.zeros(1, width, side // s, side // s) for s in strides})
-    told(f"{where}.decode", task.decode, pred, (side, side), **section.decode)
+    as_user_error(f"{where}.decode", task.decode, pred, (side, side), **section.decode)
     if section.soft:
         build_soft(name, section)
 
@@ -151,7 +152,7 @@ def _member(section: DataSet, where: str) -> Member:
 
 
 @dataclass
-class Recipe:
+class Run:
     """Everything a run of training needs, built from its config."""
 
     config: Config
@@ -227,9 +228,9 @@ def val_loader(
     )
 
 
-def recipe(config: Config) -> Recipe:
+def recipe(config: Config) -> Run:
     """Build a run: names and options first, then data, teacher and student. Raises UserError."""
-    config = started(config)
+    config = resolve_init(config)
     check(config)
     on = device(config.run.device)
     resolve_amp(config.train.amp, on, "train.amp")
@@ -246,7 +247,7 @@ def recipe(config: Config) -> Recipe:
         raise UserError(f"{error}; rename them as in data.train" if renamed else str(error)) from None
     found = build_pools(config, train_layout)
     net = student(config, plan)  # before the teacher: the same seed gives the same start without one
-    show_nothing(net, config.data.input_size, "network")
+    dummy_forward(net, config.data.input_size, "network")
     parts = tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
     with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training sees
         teachers = build_teachers(config, loaded, net, parts, on)
@@ -254,7 +255,7 @@ def recipe(config: Config) -> Recipe:
         distiller, schedules = build_distiller(config, net.to(on), parts, teachers)
     objective = build_objective(config, distiller, schedules)
     sparse = build_sparse(config, distiller.to(on).student, schedules)
-    return Recipe(config, on, plan, parts, distiller, objective, teachers, train_layout, val_layout, found, schedules, sparse)
+    return Run(config, on, plan, parts, distiller, objective, teachers, train_layout, val_layout, found, schedules, sparse)
 
 
 def build_sparse(config: Config, net: MultiTaskNet, schedules: dict[str, Schedule]) -> Sparse | None:

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from .scenes_background import MASONRY, shades
-from .scenes_pen import Pen
+from .background import MASONRY, shades
+from .pen import Pen
 
 DARK, TYRE, STEEL = (30, 30, 34), (26, 25, 27), (130, 132, 136)
 

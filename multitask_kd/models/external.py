@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import PAD, Dense, Found, View
-from ..models.dense_head import cells
+from ..batch import PAD, DensePredictions, ModelOutput, PaddedDetections
+from .dense_head import cells
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std, RGB in [0,1]
 
@@ -86,7 +86,7 @@ class DetOutput:
         self.boxes, self.objectness, self.scores, self.transposed = boxes, objectness, scores, transposed
         self.first_class = first_class
 
-    def read(self, returned: Any, classes: int, size: tuple[int, int]) -> Tensor | Dense | Found:
+    def read(self, returned: Any, classes: int, size: tuple[int, int]) -> Tensor | DensePredictions | PaddedDetections:
         """In pixels of the network's input. Raises ValueError for anything else."""
         found = pick(returned, self.at, "det", _like_detections, "detections")
         if isinstance(found, (list, tuple)) and all(isinstance(x, Mapping) for x in found):
@@ -121,14 +121,14 @@ class DetOutput:
     def _cells(self, size: tuple[int, int]) -> int:
         return sum(-(-size[0] // s) * -(-size[1] // s) for s in self.strides or ())
 
-    def _rows(self, found: Tensor) -> Found:
+    def _rows(self, found: Tensor) -> PaddedDetections:
         if found.shape[2] != 6:
             raise ValueError(f"det: detections are [B,M,6], x1,y1,x2,y2,score,class; these are {list(found.shape)}")
         score = found[..., 4]
         classes = torch.where(score > 0, found[..., 5].round().long() - self.first_class, PAD)
-        return Found(found[..., :4], score.clamp(min=0), classes)
+        return PaddedDetections(found[..., :4], score.clamp(min=0), classes)
 
-    def _checked(self, found: Found, classes: int) -> Found:
+    def _checked(self, found: PaddedDetections, classes: int) -> PaddedDetections:
         least, most = (int(x) for x in found.classes.aminmax()) if found.classes.numel() else (PAD, PAD)
         if most >= classes or least < PAD:
             wrong = (most if most >= classes else least) + self.first_class
@@ -138,7 +138,7 @@ class DetOutput:
             )
         return found
 
-    def _predictions(self, found: Tensor, classes: int, size: tuple[int, int]) -> Dense:
+    def _predictions(self, found: Tensor, classes: int, size: tuple[int, int]) -> DensePredictions:
         found = (found.transpose(1, 2) if self.transposed else found).float()
         wanted = 4 + self.objectness + classes
         if found.shape[2] != wanted:
@@ -154,21 +154,21 @@ class DetOutput:
         if self.objectness:
             scores = scores[..., :1] * scores[..., 1:]
         if self.strides is None:
-            return Dense(boxes, scores)
+            return DensePredictions(boxes, scores)
         if found.shape[1] != self._cells(size) * self.anchors:
             raise ValueError(
                 f"det: {found.shape[1]} predictions are not {self.anchors} for each of the {self._cells(size)} places of strides "
                 f"{list(self.strides)}; correct outputs.det.strides and anchors"
             )
         places, strides = _places(size, self.strides, self.anchors, found.device)
-        return Dense(boxes, scores, places, strides)
+        return DensePredictions(boxes, scores, places, strides)
 
 
 OUTPUTS = {"seg": SegOutput, "det": DetOutput}
 
 
-class Foreign(nn.Module):
-    """images float [B,3,h,w], RGB in [0,1] -> View of the tasks in ``outputs``, in the network's own classes and pixels.
+class ExternalModel(nn.Module):
+    """images float [B,3,h,w], RGB in [0,1] -> ModelOutput of the tasks in ``outputs``, in the network's own classes and pixels.
 
     scale: the largest value of a pixel as the network knows it; mean, std: of R, G, B in that range, None where the network
     normalises; bgr: colours are handed over in that order. classes: how many, by task.
@@ -199,16 +199,16 @@ class Foreign(nn.Module):
         """Taps are named by the network's own paths."""
         return self.net
 
-    def forward(self, images: Tensor) -> View:
+    def forward(self, images: Tensor) -> ModelOutput:
         size = tuple(images.shape[2:])
         if self.scale != 1:
             images = images * self.scale
         if self.normalised:
             images = (images - self.mean) / self.std
         returned = self.net(images.flip(1) if self.bgr else images)
-        if isinstance(returned, View):
+        if isinstance(returned, ModelOutput):
             returned = returned.preds
-        return View({task: how.read(returned, self.classes[task], size) for task, how in self.outputs.items()})
+        return ModelOutput({task: how.read(returned, self.classes[task], size) for task, how in self.outputs.items()})
 
 
 def pick(returned: Any, at: str | int | None, task: str, fits: Any, what: str) -> Any:
@@ -255,22 +255,22 @@ def _like_detections(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(x, Mapping) and "boxes" in x for x in value)
 
 
-def _from_mappings(found: Sequence[Mapping[str, Tensor]], first_class: int) -> Found:
+def _from_mappings(found: Sequence[Mapping[str, Tensor]], first_class: int) -> PaddedDetections:
     """One mapping of boxes [K,4], scores [K], labels [K] an image, sorted by score here."""
     if lacking := [key for key in ("boxes", "scores", "labels") if any(key not in one for one in found)]:
         raise ValueError(f"det: detections need boxes, scores, labels; there is no '{lacking[0]}' in {shown(found[0])}")
     orders = [one["scores"].argsort(descending=True, stable=True) for one in found]
-    return Found.padded(
+    return PaddedDetections.padded(
         [
-            Found(one["boxes"][order].float(), one["scores"][order].float(), one["labels"][order].long() - first_class)
+            PaddedDetections(one["boxes"][order].float(), one["scores"][order].float(), one["labels"][order].long() - first_class)
             for one, order in zip(found, orders, strict=True)
         ]
     )
 
 
-def _dense(found: Mapping[str, Tensor], classes: int) -> Dense:
+def _dense(found: Mapping[str, Tensor], classes: int) -> DensePredictions:
     """boxes [B,A,4], scores [B,A,C], locations [A,2] or [B,A,2], strides [A]; the locations of all images are the same."""
-    said = Dense(*(found[key] for key in ("boxes", "scores", "locations", "strides")))
+    said = DensePredictions(*(found[key] for key in ("boxes", "scores", "locations", "strides")))
     if said.places.dim() == 3:
         said = said._replace(places=said.places[0])
     images, count = said.boxes.shape[:2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ..errors import UserError
-from .base import LAYOUTS, Listed, Sample
-from .files import Files, expand, list_images
+from ...errors import UserError
+from ..base import LAYOUTS, Listed, Sample
+from ..files import Files, expand, list_images
 
 
 @LAYOUTS.register("images")

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from numpy.random import Generator
 
-from .scenes_background import BUILDING, FOLIAGE, MASONRY, VEGETATION, shades
-from .scenes_pen import Pen
-from .scenes_vehicles import DARK, STEEL, TYRE, cloth, draw_bus, draw_car, draw_truck, dress, high_visibility
+from .background import BUILDING, FOLIAGE, MASONRY, VEGETATION, shades
+from .pen import Pen
+from .vehicles import DARK, STEEL, TYRE, cloth, draw_bus, draw_car, draw_truck, dress, high_visibility
 
 OBJECTS = ("car", "truck", "pedestrian", "cyclist", "sign", "bus")
 CAR, TRUCK, PEDESTRIAN, CYCLIST, SIGN, BUS = range(len(OBJECTS))

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from ..batch import IGNORE
-from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Listed, Sample, clean_boxes
-from .classes import IndexMasks, check_void
-from .files import Files, class_names, expand, read_json, require_files, size_text, unique_names
+from ...batch import IGNORE
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Listed, Sample, clean_boxes
+from ..classes import IndexMasks, check_void
+from ..files import Files, class_names, expand, read_json, require_files, size_text, unique_names
 
 Entry = dict[str, Any]  # one object of the JSON
 _FAR = 1e6  # pixels; a polygon that reaches further is damaged and would take gigabytes to draw

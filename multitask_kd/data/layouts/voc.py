@@ -10,10 +10,10 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ..batch import IGNORE
-from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Listed, Sample, clean_boxes
-from .files import (
+from ...batch import IGNORE
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Listed, Sample, clean_boxes
+from ..files import (
     Files,
     class_names,
     expand,

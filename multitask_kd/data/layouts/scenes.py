@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, did_you_mean
-from . import scenes_cache
-from .base import LAYOUTS, Layout, Sample
-from .scenes_draw import OBJECTS, SEG_CLASSES, SPLITS
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Layout, Sample
+from ..scenes import cache as scenes_cache
+from ..scenes.draw import OBJECTS, SEG_CLASSES, SPLITS
 
 SMALLEST, LARGEST = 48, 1024  # pixels a side
 

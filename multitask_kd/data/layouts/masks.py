@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..errors import UserError
-from .base import LAYOUTS, Listed, Sample
-from .classes import IndexMasks, check_void, named_indices
-from .files import Files, expand, list_images
+from ...errors import UserError
+from ..base import LAYOUTS, Listed, Sample
+from ..classes import IndexMasks, check_void, named_indices
+from ..files import Files, expand, list_images
 
 
 class Paired(Listed):

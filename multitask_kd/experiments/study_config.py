@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from .config import Config, Count, Natural, Section, load, read_yaml, validate
-from .errors import UserError, did_you_mean
+from ..config import Config, Count, Natural, Section, load, read_yaml, validate
+from ..errors import UserError, did_you_mean
 
 
 def plain_dir(value: str) -> str:

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from .scenes_background import Camera
+from .background import Camera
 
 OVERSAMPLE = 2  # objects are drawn on a canvas this much larger than the image
 SUBPIXEL_BITS = 4

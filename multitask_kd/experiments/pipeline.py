@@ -9,11 +9,11 @@ from typing import Any
 
 from .. import build
 from ..config import Config, dump
-from ..pipeline_config import Pipeline, load_pipeline
+from ..engine.compare import compare, prepare, write
+from ..engine.export import Export, export
+from ..engine.prune import Cut, prune_checkpoint, report
 from ..report.comparison import text
-from .compare import compare, prepare, write
-from .export import Export, export
-from .prune import Cut, prune_checkpoint, report
+from .pipeline_config import Pipeline, load_pipeline
 from .steps import Steps
 from .study import finish
 

@@ -26,14 +26,14 @@ import yaml
 from .. import build
 from ..atomic import replacing, write_text
 from ..config import NAMES, Config, dump, load, parse
+from ..engine.evaluate import headline, main_score
+from ..engine.folder import differences
+from ..engine.log import clock
+from ..engine.train import train
 from ..errors import UserError, did_you_mean
 from ..report.tables import table
-from ..search_config import Axis, Search, encode, load_search
 from ..tasks.base import TASKS
-from .evaluate import headline, main_score
-from .folder import differences
-from .log import clock
-from .train import train
+from .search_config import Axis, Search, encode, load_search
 
 GIVE_UP = 3  # trials that fail before any succeeds: the cause is then not their settings
 STATES = ("complete", "pruned", "failed", "interrupted")  # in the order of the table

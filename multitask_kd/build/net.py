@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .checkpoint import load, load_weights
-from .compress.widths import resize
-from .config import Config, Model
-from .errors import UserError, told
-from .models.backbones import build_encoder
-from .models.multitask import MultiTaskNet
-from .tasks.base import TASKS, Task
+from ..checkpoint import load, load_weights
+from ..compress.widths import resize
+from ..config import Config, Model
+from ..errors import UserError, as_user_error
+from ..models.backbones import build_encoder
+from ..models.multitask import MultiTaskNet
+from ..tasks.base import TASKS, Task
 
 
 def check_classes(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]], tasks: Sequence[str], who: str) -> None:
@@ -40,7 +40,7 @@ def start(config: Config) -> dict[str, Any] | None:
     return None if config.model.start is None else load(config.model.start, "model.start")
 
 
-def started(config: Config) -> Config:
+def resolve_init(config: Config) -> Config:
     """The config with the architecture of ``model.start`` in ``model`` and ``tasks.*.head``; the same config where there is none.
 
     Raises UserError for a file that is none of ours, for other tasks, and for a key that is given and says something else.
@@ -91,7 +91,7 @@ def student(config: Config, plan: Mapping[str, Any]) -> MultiTaskNet:
 
 
 def arch(config: Config, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The student's architecture as plain data: what a checkpoint needs to build it again. ``config``: as ``started`` gives it."""
+    """The student's architecture as plain data: what a checkpoint needs to build it again. ``config``: as ``resolve_init`` gives it."""
     model = config.model.model_dump(mode="json", include=set(KEYS))
     if (content := start(config)) is not None and "widths" in content["arch"]:
         model["widths"] = content["arch"]["widths"]
@@ -130,6 +130,6 @@ def tasks(arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping
 
 def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:
     """The network that a checkpoint holds, with its weights."""
-    net = told(where, network, content["arch"])
+    net = as_user_error(where, network, content["arch"])
     load_weights(net, content["model"], where)
     return net

@@ -12,11 +12,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..batch import IGNORE
-from ..errors import UserError, did_you_mean
-from .base import LAYOUTS, Layout, Sample, clean_boxes
+from ...batch import IGNORE
+from ...errors import UserError, did_you_mean
+from ..base import LAYOUTS, Layout, Sample, clean_boxes
+from ..files import IMAGE_ENDINGS, Files, decode_image, expand, list_images, require_files, unique_names
 from .coco import draw
-from .files import IMAGE_ENDINGS, Files, decode_image, expand, list_images, require_files, unique_names
 
 _TOLERANCE = 0.01  # beyond 0 to 1 without a word, as Ultralytics has it
 _PIXELS = 2.0  # a value from here on is no fraction of an image

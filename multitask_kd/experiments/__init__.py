@@ -1,0 +1,1 @@
+"""Many runs: studies over seeds, searches, pipelines, each with its own config."""
