@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file is complete or not there."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import BinaryIO
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """``text`` as the whole of ``path``, in UTF-8."""
+    """Write ``text``, in UTF-8, as the whole content of ``path``."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` when the block ends well and vanishes when it does not.
+    """A file to write, which replaces ``path`` when the block ends without an error and is deleted otherwise.
 
     A reader, or a crash at any moment, finds the old file or the new one, never a part.
     """

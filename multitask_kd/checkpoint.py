@@ -1,8 +1,9 @@
 """Files of a run: written atomically, read without running code, resumed exactly.
 
-A checkpoint is plain data: ``format``, ``arch`` (what build.network needs; of a network that was cut also its ``widths``),
-``params`` (their number), ``model`` (the student's weights alone; the average where there is one), ``labelled_images`` and
-``unlabelled_images`` (that it saw), ``metrics``, ``step``, ``config``. last.pt has ``resume`` besides, a cut network ``pruned``.
+A checkpoint is plain data: ``format``, ``arch`` (what build.network needs; of a pruned network also its
+``widths``), ``params`` (number of parameters), ``model`` (the student's weights alone; the averaged ones
+where there is an average), ``labelled_images`` and ``unlabelled_images`` (how many it was trained on),
+``metrics``, ``step``, ``config``. last.pt also has ``resume``, a pruned network ``pruned``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def save(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def load(path: str | Path, where: str) -> dict[str, Any]:
-    """Read a checkpoint of ours on the CPU. Raises UserError for a file that is absent, damaged or something else."""
+    """Read a checkpoint written by this package, on the CPU. Raises UserError for a file that is absent,
+    damaged or something else."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{where}: there is no checkpoint {path}; give the path of a best.pt or last.pt of a run")
@@ -57,7 +59,8 @@ def load(path: str | Path, where: str) -> dict[str, Any]:
 
 
 def load_weights(net: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    """Strict: every tensor must be there with its shape and be finite. Raises UserError naming the first that is not."""
+    """Load ``state`` strictly: every tensor must be there with its shape and be finite. Raises UserError
+    naming the first that is not."""
     own = net.state_dict()
     for name in sorted(set(own) | set(state)):
         if name not in own or name not in state:
@@ -76,23 +79,23 @@ def digest(net: nn.Module) -> str:
 
 def digest_of(state: dict[str, torch.Tensor]) -> str:
     """A fingerprint of the tensors of a state dict."""
-    seen = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, value in state.items():
-        seen.update(name.encode())
-        seen.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return seen.hexdigest()
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return sha.hexdigest()
 
 
 def file_digest(path: str | Path, where: str) -> str:
     """A fingerprint of a file. Raises UserError where it cannot be read."""
-    seen = hashlib.sha256()
+    sha = hashlib.sha256()
     try:
         with open(path, "rb") as file:
             while block := file.read(2**20):
-                seen.update(block)
+                sha.update(block)
     except OSError as error:
         raise UserError(f"{where}.path: {path} cannot be read: {error.strerror}") from None
-    return seen.hexdigest()
+    return sha.hexdigest()
 
 
 def random_state() -> dict[str, Any]:

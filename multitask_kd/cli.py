@@ -1,6 +1,6 @@
-"""What every tool does around its work: messages instead of tracebacks, and exit statuses.
+"""What every command-line tool shares: messages instead of tracebacks, and exit statuses.
 
-0: done; 2: something the user can mend (printed); 130: stopped by a signal.
+0: done; 2: an error that the user can fix (printed); 130: stopped by a signal.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ def run_tool(main: Callable[[argparse.Namespace], int], parser: argparse.Argumen
         print("stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or 'operating system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be loaded
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's error; torch may not be imported
             raise
         print("error: out of memory; lower train.batch_size, data.input_size or data.workers", file=sys.stderr)
         return 2
 
 
 def given(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files and key=value overrides, which a command line may mix. What exists as a file is one, also with "=" in its name."""
+    """Split arguments into files and key=value overrides, which may be mixed. An argument that exists as a
+    file is a file, even with "=" in its name."""
     overrides = [text for text in arguments if OVERRIDE.match(text) and not os.path.exists(text)]
     return [text for text in arguments if text not in overrides], overrides
 

@@ -15,10 +15,9 @@ from .experiments.pipeline_config import Pipeline
 from .experiments.search_config import Search
 from .experiments.study_config import Study
 from .losses.base import LOSSES
-from .models.external import OUTPUTS
 from .registry import options_of
 from .sources.base import SOURCES
-from .tasks.base import TASKS
+from .tasks.base import KINDS
 
 HEAD = """# Configuration
 
@@ -43,13 +42,13 @@ def config_page() -> str:
         for name in registry.names():
             kind = registry.get(name, "")
             parts += _component(name, kind, _fits(kind) if registry is LOSSES else "")
-    parts += ["### `teacher.outputs.<task>`", ""]
-    for name, kind in OUTPUTS.items():
-        parts += _component(name, kind)
-    parts += ["### `tasks.<name>`", ""]
-    for name in TASKS.names():
-        task = TASKS.get(name, "")
-        for part, owner in (("hard", task), ("head", task.Head), ("decode", task.decode)):
+    parts += ["### `teacher.outputs.<task>`, by the task's kind", ""]
+    for name in KINDS.names():
+        parts += _component(name, KINDS.get(name, "").Output)
+    parts += ["### `tasks.<name>.kind`", ""]
+    for name in KINDS.names():
+        kind = KINDS.get(name, "")
+        for part, owner in (("hard", kind), ("head", kind.Head), ("decode", kind.decode)):
             parts += _component(f"{name}.{part}", owner)
     parts += _schedules()
     parts += ["## Studies", "", "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.", ""]
@@ -66,7 +65,7 @@ def config_page() -> str:
 
 
 def _schedules() -> list[str]:
-    """What may stand where a number or a schedule is asked for."""
+    """The section on schedules, which a key takes in place of a number."""
     parts = ["## Schedules", "", "Where the tables say schedule, a number or one of these, e.g.", ""]
     parts += ["`alpha: {schedule: linear, start: 0.2, end: 0.8}`; progress runs from 0 to 1 over `train.steps`.", ""]
     for kind in dict.fromkeys(SCHEDULES.values()):
@@ -143,11 +142,11 @@ def _default(field: Any) -> str:
 
 
 def _fits(loss: Any) -> str:
-    """Where a loss may stand, one line."""
-    places = [f"`tasks.{task}.soft`, `distill` between heads.{task}" for task in loss.tasks]
-    places += ["`distill` between feature maps"] if loss.maps else []
+    """Where a loss may be used, in one line."""
+    where = [f"`tasks.<name>.soft` of kind {kind}, `distill` between the heads of such a task" for kind in loss.kinds]
+    where += ["`distill` between feature maps"] if loss.maps else []
     scheduled = f" A schedule may change {', '.join(f'`{o}`' for o in loss.scheduled)}." if loss.scheduled else ""
-    return f"For {'; '.join(places)}.{scheduled}\n\n"
+    return f"For {'; '.join(where)}.{scheduled}\n\n"
 
 
 def _component(name: str, owner: Any, before: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Errors a user can mend: what is wrong, where, and what to do about it."""
+"""Errors that a user can fix: what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def as_user_error(where: str, make: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call ``make``; what it says of a value becomes a UserError that names the place."""
+    """``make(*args, **kwargs)``; an error that it raises about a value becomes a UserError that begins with
+    ``where``, the key path."""
     try:
         return make(*args, **kwargs)
     except (ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:

@@ -1,10 +1,25 @@
-"""Which precision a device computes in."""
+"""Which device a run computes on, and in which precision."""
 
 from __future__ import annotations
 
 import torch
 
 from .errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:N -> device. Raises UserError for a device that is not available."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"run.device: '{name}' is none of auto, cpu, cuda, cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"run.device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
 def resolve_amp(name: str, device: torch.device, where: str) -> torch.dtype | None:
@@ -23,6 +38,6 @@ def resolve_amp(name: str, device: torch.device, where: str) -> torch.dtype | No
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Has this CPU bf16 matrix instructions? Without them autocast is slower than float32."""
+    """Whether this CPU has bf16 matrix instructions. Without them autocast is slower than float32."""
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)

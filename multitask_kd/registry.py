@@ -1,6 +1,6 @@
 """Names in a config -> classes, checked before anything is built.
 
-A component's keyword-only parameters are its YAML schema; what code passes is positional.
+A component's keyword-only parameters are its YAML schema; the arguments that code passes are positional.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def options_of(component: Callable) -> dict[str, inspect.Parameter]:
 def check_options(component: Callable, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()) -> None:
     """Raise UserError for an option that ``component`` does not have, one of the wrong type, or a missing one.
 
-    beside: keys that may stand at the same place, for the nearest known name.
+    beside: other keys that are allowed at the same level, for the suggestion of the nearest known name.
     """
     known = options_of(component)
     for key, value in options.items():

@@ -54,7 +54,7 @@ def test_uncertainty_starts_from_the_weights_as_they_are_given():
     balance = Uncertainty(TASKS)
     weights = dict.fromkeys(NAMES, 2.0)
     losses = {n: torch.tensor(float(i)) for i, n in enumerate(NAMES)}
-    total, weighted = Objective(weights, NAMES, balance)(losses)
+    total, weighted, _ = Objective(weights, NAMES, balance)(losses)
     assert total.item() == 2 * (0 + 1 + 2 + 3 + 4) and weighted["balance"].item() == 0
     assert [p.shape for p in balance.parameters()] == [torch.Size([])] * 3
 
@@ -66,7 +66,7 @@ def test_uncertainty_by_hand():
             balance.log_variance[name].fill_(value)
     weights = {"seg.hard.ce": 4.0, "det.hard.box": 1.0, "det.hard.class": 0.5, "seg.soft.kl": 2.0, "distill.cwd": 1.0}
     losses = {"seg.hard.ce": 1.0, "det.hard.box": 2.0, "det.hard.class": 4.0, "seg.soft.kl": 3.0, "distill.cwd": 7.0}
-    total, weighted = Objective(weights, NAMES, balance)({k: torch.tensor(v) for k, v in losses.items()})
+    total, weighted, _ = Objective(weights, NAMES, balance)({k: torch.tensor(v) for k, v in losses.items()})
     # seg (4 + 6) / 2 + ln 2; det (2 + 2) * 3 - ln 3; the term 7 e^-.5 + .5
     expected = 5 + math.log(2) + 12 - math.log(3) + 7 * math.exp(-0.5) + 0.5
     assert total.item() == pytest.approx(expected, rel=1e-6)
@@ -90,7 +90,7 @@ def test_uncertainty_settles_where_a_group_counts_one():
     optimizer = torch.optim.Adam(balance.parameters(), lr=0.05)
     for _ in range(400):
         optimizer.zero_grad()
-        total, weighted = objective({"seg.hard.ce": torch.tensor(5.0), "det.hard.box": torch.tensor(0.1)})
+        total, weighted, _ = objective({"seg.hard.ce": torch.tensor(5.0), "det.hard.box": torch.tensor(0.1)})
         total.backward()
         optimizer.step()
     learnt = {k: p.item() for k, p in balance.log_variance.items()}
@@ -147,7 +147,7 @@ def test_dwa_factors_enter_the_total_without_gradient_of_their_own():
     for seg, det in ((2.0, 1.0), (2.0, 0.5)):
         objective({"seg.hard.ce": torch.tensor(seg), "det.hard.box": torch.tensor(det)})
     own = {"seg.hard.ce": torch.tensor(3.0, requires_grad=True), "det.hard.box": torch.tensor(3.0, requires_grad=True)}
-    total, weighted = objective(own)
+    total, weighted, _ = objective(own)
     # r = (1, .5) as above; the weights 2 and 1 stand before the factors
     seg, det = 2 * HALF / (HALF + QUARTER), 2 * QUARTER / (HALF + QUARTER)
     assert total.item() == pytest.approx(2 * 3 * seg + 3 * det, rel=1e-5)
@@ -264,7 +264,7 @@ def test_measurements_are_averaged():
 def test_factors_are_constants_for_the_gradient_and_nothing_is_added():
     model, balance = Three(), GradientNorm(KINDS, share=0.5, momentum=0.0)
     losses, shared = model(1.0)
-    total, weighted = Objective(dict.fromkeys(NAMES, 1.0), NAMES, balance)(losses, 0.0, shared)
+    total, weighted, _ = Objective(dict.fromkeys(NAMES, 1.0), NAMES, balance)(losses, 0.0, shared)
     assert set(weighted) == set(NAMES) and not list(balance.parameters())
     factor = float(balance.factor[KINDS.index("distill.cwd")])
     total.backward()

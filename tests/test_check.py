@@ -5,17 +5,23 @@ import types
 import pytest
 import torch
 
-from multitask_kd import checkpoint
-from multitask_kd.distill.class_mapping import ClassMapping
+from multitask_kd import build, checkpoint
 from multitask_kd.engine.check import FAIL, LOOK, PASS, check_run, closing_line, require
-from multitask_kd.engine.train import check, ready, train
+from multitask_kd.engine.run import prepare
+from multitask_kd.engine.train import check, train
 from multitask_kd.errors import UserError
+from multitask_kd.models.class_mapping import ClassMapping
 
 TERMS = {
     "cwd": {"student": "neck.p3", "loss": "cwd"},
     "mgd": {"student": "neck.p3", "loss": "mgd", "weight": 200},
     "logits": {"student": "heads.seg", "loss": "cwd"},
 }
+
+
+def ready(config):
+    """The run of a config, and its optimizer."""
+    return prepare(build.resolve_init(config))
 
 
 @pytest.fixture
@@ -104,7 +110,7 @@ def test_teacher_below_its_floor(sound):
 def test_classes_that_the_teacher_does_not_know(sound):
     run, optimizer = sound()
     own = run.tasks["seg"].classes
-    run.teachers.members["teacher"].lessons["seg"] = ClassMapping([*own[1:], "tram"], own)
+    run.teachers.members["teacher"].mappings["seg"] = ClassMapping([*own[1:], "tram"], own)
     verdict, detail = verdicts(run, optimizer)["classes of seg"]
     assert verdict == LOOK and detail == (
         f"{len(own) - 1} of {len(own)} are known to the teacher; left to the labels: {own[0]}; of no use here: tram"
@@ -131,7 +137,7 @@ def test_term_that_moves_nothing(sound):
     run, optimizer = sound()
     loss = run.distiller.terms["logits"].loss
     forward = loss.forward
-    loss.forward = lambda s, t, target=None: forward(s.detach(), t).requires_grad_()
+    loss.forward = lambda s, t, target=None, mask=None: forward(s.detach(), t).requires_grad_()
     only_failure(run, optimizer, "distill.logits", "moves no weight of the student")
 
 
@@ -139,7 +145,7 @@ def test_term_that_is_zero(sound):
     run, optimizer = sound()
     loss = run.distiller.soft["seg"]
     forward = loss.forward
-    loss.forward = lambda s, t, target=None: 0 * forward(s, t, target)
+    loss.forward = lambda s, t, target=None, mask=None: 0 * forward(s, t, target, mask)
     found = verdicts(run, optimizer)
     assert found["seg.soft.kl"][0] == FAIL and found["seg.soft.kl"][1].startswith("is exactly 0")
 
@@ -179,7 +185,7 @@ def test_term_that_is_not_finite(sound):
     only_failure(run, optimizer, "det.soft.det_mse", "is nan")
 
 
-def test_tap_that_is_silent(sound):
+def test_tap_that_does_not_fire(sound):
     run, optimizer = sound()
     run.student.neck.forward = types.MethodType(_without_taps, run.student.neck)
     only_failure(run, optimizer, "one step", "distill.cwd.student: the module 'neck.p3' was not called in this step")
@@ -229,29 +235,32 @@ def test_weight_that_vanishes_and_weight_that_swamps(sound):
 def test_background_of_cells_that_are_matched_by_location(sound, distilled):
     other = {**distilled["tasks.det"], "head": {"strides": [4, 8], "depth": 1}}
 
-    def said(soft):
+    def line(soft):
         run, optimizer = sound({"model.strides": [4, 8], "distill": {}, "tasks.det": {**other, "soft": soft}})
         return verdicts(run, optimizer).get("det.soft cells")
 
-    verdict, words = said({"loss": "det_mse"})
+    verdict, words = line({"loss": "det_mse"})
     assert verdict == LOOK and "the cells of teacher are" in words and "tasks.det.soft.options.weighting: teacher" in words
-    assert said({"loss": "det_mse", "options": {"weighting": "teacher"}}) is None and said({"loss": "det_soft"}) is None
+    assert (
+        line({"loss": "det_mse", "options": {"weighting": "teacher"}}) is None
+        and line({"loss": "det_soft"}) is None
+    )
 
 
-def test_cells_of_the_same_places_are_no_cause_for_a_look(sound, distilled):
+def test_cells_of_the_same_locations_are_no_cause_for_a_look(sound, distilled):
     run, optimizer = sound({"tasks.det": {**distilled["tasks.det"], "soft": {"loss": "det_mse"}}})
     assert "det.soft cells" not in verdicts(run, optimizer)
 
 
 def test_the_penalty_of_sparse_training_has_a_line(tiny, tmp_path):
-    def said(weight):
+    def line(weight):
         return verdicts(*ready(tiny(tmp_path / "run", {"sparse": {"method": "scale", "weight": weight}})))["sparse"]
 
     schedule = {"schedule": "linear", "start": 0.0, "end": 0.001}
-    verdict, words = said(schedule)
+    verdict, words = line(schedule)
     assert verdict == PASS and words.endswith("% of the total with it, at its largest weight 0.001")
-    assert said(0.001) == (verdict, words)
-    assert said(1e-9)[0] == said(1e6)[0] == LOOK
+    assert line(0.001) == (verdict, words)
+    assert line(1e-9)[0] == line(1e6)[0] == LOOK
     assert "sparse" not in verdicts(*ready(tiny(tmp_path / "run")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -75,11 +76,11 @@ def test_masks_from_label_ids(city):
     data = city.open()
     assert len(data) == 2 and data.name(0) == f"{FIRST}_leftImg8bit.png"
     assert data.classes == {"seg": tuple(LABEL_IDS), "det": THINGS}
-    mask = data.read(0).mask
+    mask = data.read(0).labels["seg"]
     assert mask.dtype == np.uint8 and mask.shape == (HEIGHT, WIDTH)
     assert mask[0].tolist() == [IGNORE, IGNORE, *[0] * 9, 18]  # caravan, road, bicycles
     assert mask[1].tolist() == [13] * 6 + [0] * 6 and (mask[4] == IGNORE).all() and mask[5, 0] == 11
-    assert (data.read(1).mask == 10).all() and data.read(0).image[0, 0].tolist() == [9, 8, 7]
+    assert (data.read(1).labels["seg"] == 10).all() and data.read(0).image[0, 0].tolist() == [9, 8, 7]
     with pytest.raises(IndexError):
         data.read(2)
 
@@ -89,7 +90,7 @@ def test_masks_from_train_ids(city):
     pixels[0, :2] = 0, IGNORE
     for stem in (FIRST, SECOND):
         city.write(stem, "labelTrainIds", pixels)
-    assert (city.open(labels="labelTrainIds").read(0).mask == pixels).all()
+    assert (city.open(labels="labelTrainIds").read(0).labels["seg"] == pixels).all()
     pixels[3, 3] = 26
     city.write(FIRST, "labelTrainIds", pixels)
     with begins("mask", f"{FIRST}_gtFine_labelTrainIds.png", "index 26", "0 to 18 and 255"):
@@ -102,6 +103,7 @@ def test_masks_from_train_ids(city):
 
 def test_boxes_from_instances(city):
     first, second = (city.open().read(i) for i in range(2))
+    first, second = first.labels["det"], second.labels["det"]
     found = sorted(zip(*(a.tolist() for a in (first.classes, first.crowd, first.boxes, first.area)), strict=True))
     assert found == [
         (0, False, [0, 5, 3, 8], 2),  # the person: both parts, two pixels
@@ -119,7 +121,7 @@ def test_boxes_from_instances(city):
 def test_det_classes_select_and_order(city):
     data = city.open(det_classes=["bicycle", "person"])
     assert data.classes["det"] == ("bicycle", "person") and len(data.classes["seg"]) == 19
-    assert sorted(data.read(0).classes.tolist()) == [0, 0, 1]
+    assert sorted(data.read(0).labels["det"].classes.tolist()) == [0, 0, 1]
     with begins("det_classes", "'road' has no instances"):
         city.open(det_classes=["road"])
     with begins("det_classes", "did you mean 'person'"):
@@ -132,7 +134,8 @@ def test_masks_only(city):
     for stem in (FIRST, SECOND):
         city.label(stem, "instanceIds").unlink()
     sample = city.open(boxes=False).read(0)
-    assert sample.boxes is None and sample.mask[1, 0] == 13 and set(city.open(boxes=False).classes) == {"seg"}
+    assert list(sample.labels) == ["seg"] and sample.labels["seg"][1, 0] == 13
+    assert set(city.open(boxes=False).classes) == {"seg"}
     with begins("det_classes", "`boxes`"):
         city.open(boxes=False, det_classes=["car"])
     with begins("boxes", f"{FIRST}_gtFine_instanceIds.png' is missing", "2 of 2", "`boxes: false`"):
@@ -160,10 +163,117 @@ def test_cached_and_pickled_the_same(city, monkeypatch):
     cached, plain = city.open(cache=str(city.root / "cache")), city.open().read(0)
     for _ in range(2):
         sample = pickle.loads(pickle.dumps(cached)).read(0)
-        assert (sample.boxes == plain.boxes).all() and (sample.mask == plain.mask).all()
+        assert (sample.labels["det"].boxes == plain.labels["det"].boxes).all()
+        assert (sample.labels["seg"] == plain.labels["seg"]).all()
         monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} was decoded again"))
     stored = [np.load(path) for path in (city.root / "cache").iterdir()]
     assert sorted(str(array.dtype) for array in stored) == ["uint16", "uint8", "uint8"]
+
+
+# --- depth
+
+
+def disparity(city: City, stem: str, *values: int, shape=(HEIGHT, WIDTH)) -> Path:
+    """The first pixels hold the values, the others the last of them."""
+    path = city.root / "disparity/train" / f"{stem}_disparity.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full(shape[0] * shape[1], values[-1], np.uint16)
+    pixels[: len(values)] = values
+    Image.fromarray(pixels.reshape(shape)).save(path)
+    return path
+
+
+def camera(city: City, stem: str, content: object) -> None:
+    path = city.root / "camera/train" / f"{stem}_camera.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_depth_from_disparity_and_camera(city):
+    """0.2 m * 2000 px = 400: 2 pixels of disparity are 200 m, 0.5 pixels 800 m."""
+    disparity(city, FIRST, 0, 1, 513, 129, 25601)
+    camera(city, FIRST, {"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": 2000}})
+    data = city.open(depth=True)
+    assert data.classes["depth"] == ()
+    assert data.kinds == {"seg": "semantic", "det": "detection", "depth": "depth"}
+    depth = data.read(0).labels["depth"]
+    assert depth.dtype == np.float32 and depth.shape == (HEIGHT, WIDTH)
+    assert depth[0, :4].tolist() == [0, 0, 200, 800]  # not measured; no disparity; 512 / 256; 128 / 256
+    assert (depth.ravel()[4:] == 4).all()  # 25600 / 256 = 100 pixels
+    assert sorted(data.read(1).labels) == ["det", "seg"]  # no file: not labelled
+    assert data.faults == {"images without a disparity file (not labelled with depth)": 1}
+    assert "depth" not in city.open().classes
+
+
+def test_every_image_has_its_own_camera(city):
+    for stem, fx in ((FIRST, 2000), (SECOND, 1000)):
+        disparity(city, stem, 513)
+        camera(city, stem, {"extrinsic": {"baseline": 0.25}, "intrinsic": {"fx": fx}})
+    data = city.open(depth=True)
+    assert [data.read(i).labels["depth"][0, 0] for i in range(2)] == [250, 125] and not data.faults
+
+
+def test_depth_without_cameras(city):
+    disparity(city, SECOND, 2561)  # 10 pixels
+    depth = city.open(depth=True).read(1).labels["depth"]
+    assert np.allclose(depth, 47.357484, rtol=1e-6)  # 0.209313 * 2262.52 = 473.57484
+
+
+def test_only_wanted_labels_are_read(city):
+    path = disparity(city, FIRST, 513)
+    data = city.open(depth=True)
+    city.label(FIRST, "instanceIds").unlink()
+    city.label(FIRST, "labelIds").unlink()
+    data.wanted = frozenset({"depth"})
+    assert list(data.read(0).labels) == ["depth"]
+    path.unlink()
+    data.wanted = frozenset()
+    assert data.read(0).labels == {}
+
+
+def test_disparities_are_cached_with_16_bits(city, monkeypatch):
+    disparity(city, FIRST, 513)
+    data = city.open(depth=True, boxes=False, cache=str(city.root / "cache"))
+    first = data.read(0).labels["depth"]
+    monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} was decoded again"))
+    assert (pickle.loads(pickle.dumps(data)).read(0).labels["depth"] == first).all()
+
+
+def test_files_of_depth_that_are_wrong(city):
+    with begins("depth", "disparity/train' does not exist", "`depth: false`"):
+        city.open(depth=True)
+    (city.root / "disparity/train").mkdir(parents=True)
+    with begins("depth", f"'{FIRST}_disparity.png' and all others are missing", "`depth: false`"):
+        city.open(depth=True)
+    path = disparity(city, FIRST, 513, shape=(4, 6))
+    with begins("disparity image", f"{FIRST}_disparity.png' is 6x4", f"{FIRST}_leftImg8bit.png' is 12x8"):
+        city.open(depth=True).read(0)
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(path)
+    with begins("disparity image", "no 16-bit greyscale PNG (L)", "values are lost"):
+        city.open(depth=True).read(0)
+    (city.root / "camera").mkdir()
+    with begins("depth", "camera/train' does not exist"):
+        city.open(depth=True)
+    (city.root / "camera/train").mkdir()
+    with begins("depth", f"'{FIRST}_camera.json' is missing", "1 of 1", "move the folder camera away"):
+        city.open(depth=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ([], "extrinsic.baseline"),
+        ({"extrinsic": {"baseline": 0}, "intrinsic": {"fx": 2000}}, "extrinsic.baseline, not 0"),
+        ({"extrinsic": {"baseline": 0.2}, "intrinsic": 3}, "intrinsic.fx, not None"),
+        ({"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": "2000"}}, "intrinsic.fx, not '2000'"),
+        ({"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": float("nan")}}, "intrinsic.fx, not nan"),
+    ],
+)
+def test_cameras_that_are_none(city, content, part):
+    disparity(city, FIRST, 513)
+    camera(city, FIRST, content)
+    with begins("depth", f"{FIRST}_camera.json' needs a positive number at", part):
+        city.open(depth=True)
 
 
 # --- what is wrong

@@ -97,11 +97,13 @@ def test_boxes_classes_crowd_and_area(folder):
     assert len(data) == 3 and data.name(1) == "3.png"
     assert data.classes["det"] == ("person", "dog")  # by id: 18, 90
     first, empty, crowd = (data.read(i) for i in range(3))
-    assert first.boxes.tolist() == [[3, 2, 5, 4], [1, 1, 7, 5]]  # x,y,w,h -> corners
-    assert first.classes.tolist() == [1, 0] and first.area.tolist() == [3, 23] and not first.crowd.any()
-    assert empty.boxes.shape == (0, 4) and len(empty.classes) == len(empty.crowd) == len(empty.area) == 0
-    assert crowd.crowd.tolist() == [True]
-    assert [a.dtype for a in (first.image, first.mask, first.boxes, first.classes, first.crowd, first.area)] == [
+    found, none = first.labels["det"], empty.labels["det"]
+    assert found.boxes.tolist() == [[3, 2, 5, 4], [1, 1, 7, 5]]  # x,y,w,h -> corners
+    assert found.classes.tolist() == [1, 0] and found.area.tolist() == [3, 23] and not found.crowd.any()
+    assert none.boxes.shape == (0, 4) and len(none.classes) == len(none.crowd) == len(none.area) == 0
+    assert crowd.labels["det"].crowd.tolist() == [True]
+    arrays = first.image, first.labels["seg"], found.boxes, found.classes, found.crowd, found.area
+    assert [a.dtype for a in arrays] == [
         np.uint8, np.uint8, np.float32, np.int64, np.bool_, np.float32
     ]  # fmt: skip
     assert not data.faults
@@ -113,17 +115,19 @@ def test_what_is_read_is_the_callers_own(folder):
     data = folder.open_masks(cache=str(folder.root / "cache"))
     for _ in range(2):
         sample = data.read(0)
-        for array in (sample.image, sample.mask, sample.boxes, sample.area):
+        found = sample.labels["det"]
+        for array in (sample.image, sample.labels["seg"], found.boxes, found.area):
             assert array.flags.writeable
             array += 1
-    assert data.read(0).boxes.tolist() == [[3, 2, 5, 4], [1, 1, 7, 5]] and data.read(0).image.max() == 0
+    sample = data.read(0)
+    assert sample.labels["det"].boxes.tolist() == [[3, 2, 5, 4], [1, 1, 7, 5]] and sample.image.max() == 0
 
 
 def test_det_classes_select_and_order(folder):
     data = folder.open(det_classes=["dog"])
     assert data.classes == {"det": ("dog",), "seg": ("background", "dog")}
-    assert data.read(0).classes.tolist() == [0] and data.read(0).mask.max() == 1
-    assert folder.open(det_classes=["dog", "person"]).read(0).classes.tolist() == [0, 1]
+    assert data.read(0).labels["det"].classes.tolist() == [0] and data.read(0).labels["seg"].max() == 1
+    assert folder.open(det_classes=["dog", "person"]).read(0).labels["det"].classes.tolist() == [0, 1]
 
 
 def test_bad_boxes_are_dropped_and_counted(folder):
@@ -132,7 +136,8 @@ def test_bad_boxes_are_dropped_and_counted(folder):
     ]  # fmt: skip
     del folder.json["annotations"][-1]["area"]
     data = folder.open()
-    assert data.read(1).boxes.tolist() == [[8, 6, 12, 8]] and data.read(1).area.tolist() == [64]
+    objects = data.read(1).labels["det"]
+    assert objects.boxes.tolist() == [[8, 6, 12, 8]] and objects.area.tolist() == [64]
     assert data.faults == {
         "boxes outside the image (dropped)": 1,
         "boxes of zero or negative size (dropped)": 1,
@@ -144,7 +149,8 @@ def test_boxes_only(folder):
     for entry in folder.json["annotations"]:
         del entry["segmentation"]
     data = folder.open(segment=False)
-    assert set(data.classes) == {"det"} and data.read(0).mask is None and len(data.read(0).boxes) == 2
+    sample = data.read(0)
+    assert set(data.classes) == {"det"} and "seg" not in sample.labels and len(sample.labels["det"]) == 2
     with says("no object", "segmentation", "`masks`", "segment: false"):
         folder.open()
 
@@ -155,7 +161,7 @@ def test_pickle_is_small_and_reads_the_same(folder):
     packed = pickle.dumps(data)
     assert len(packed) < 5_000
     again = pickle.loads(packed)
-    assert (again.read(2).mask == data.read(2).mask).all() and again.classes == data.classes
+    assert (again.read(2).labels["seg"] == data.read(2).labels["seg"]).all() and again.classes == data.classes
 
 
 # --- masks
@@ -167,8 +173,8 @@ def test_drawn_small_over_large(folder):
     person[1:5, 1:7] = 1
     person[2:4, 3:5] = 2  # the dog stands first in the JSON, and is smaller
     assert data.classes["seg"] == ("background", "person", "dog")
-    assert (data.read(0).mask == person).all()
-    assert not data.read(1).mask.any()
+    assert (data.read(0).labels["seg"] == person).all()
+    assert not data.read(1).labels["seg"].any()
 
 
 def test_drawn_from_rle_polygons_and_crowds(folder):
@@ -179,13 +185,13 @@ def test_drawn_from_rle_polygons_and_crowds(folder):
     forms = [{"size": [8, 12], "counts": [0, 32, 64]}, {"size": [8, 12], "counts": packed["counts"].decode()}]
     for outline in [*forms, [square(0, 0, 2, 8), square(2, 0, 2, 8)]]:
         folder.json["annotations"][1]["segmentation"] = outline
-        assert (folder.open().read(2).mask == expected).all()
+        assert (folder.open().read(2).labels["seg"] == expected).all()
 
 
 def test_drawn_classes_may_be_chosen(folder):
     data = folder.open(seg_classes=["other", "dog"])
     assert data.classes == {"det": ("person", "dog"), "seg": ("other", "dog")}
-    assert data.read(0).mask.sum() == 4  # the dog's 2x2; the person is not drawn
+    assert data.read(0).labels["seg"].sum() == 4  # the dog's 2x2; the person is not drawn
     with says("seg_classes", "'dgo'", "did you mean 'dog'"):
         folder.open(seg_classes=["other", "dgo"])
 
@@ -193,7 +199,7 @@ def test_drawn_classes_may_be_chosen(folder):
 def test_without_an_outline_the_box_is_ignored(folder):
     folder.json["annotations"][2]["segmentation"] = [[1, 1, 3, 3]]  # two points: no polygon, and no box either
     data = folder.open()
-    mask = data.read(0).mask
+    mask = data.read(0).labels["seg"]
     assert (mask == IGNORE).sum() == 6 * 4 - 2 * 2 and (mask == 2).sum() == 4
     assert data.faults == {
         "polygons of fewer than three points (dropped)": 1,
@@ -215,7 +221,7 @@ def test_masks_from_files(folder):
     pixels = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3
     pixels[0, :2] = 3, 255
     folder.mask("7.png", pixels)
-    mask = folder.open_masks(void=[3]).read(0).mask
+    mask = folder.open_masks(void=[3]).read(0).labels["seg"]
     assert (mask[0, :2] == IGNORE).all() and (mask[1:] == pixels[1:]).all()
     with says("7.png", "index 3", "0 to 2", "`void`", "`seg_classes`"):
         folder.open_masks().read(0)
@@ -226,14 +232,14 @@ def test_masks_beside_images_in_subfolders(folder):
         (folder.root / kind / "town").mkdir()
         (folder.root / kind / "7.png").rename(folder.root / kind / "town" / "7.png")
     folder.json["images"][0]["file_name"] = "town/7.png"
-    assert folder.open_masks().read(0).mask.max() == 2
+    assert folder.open_masks().read(0).labels["seg"].max() == 2
 
 
 def test_palette_masks_give_their_indices(folder):
     image = Image.new("P", (WIDTH, HEIGHT), 2)
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     image.save(folder.root / "masks" / "7.png")
-    assert (folder.open_masks().read(0).mask == 2).all()
+    assert (folder.open_masks().read(0).labels["seg"] == 2).all()
 
 
 def grey_png(path: Path, bits: int, row: bytes, width: int) -> str:
@@ -278,6 +284,72 @@ def test_class_names_less_void(tmp_path):
     ):
         with says("seg_classes", why):
             class_names(given, void)
+
+
+# --- masks of several labels
+
+
+def test_each_folder_of_masks_is_a_label(folder):
+    (folder.root / "lanes").mkdir()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 4, np.uint8)).save(folder.root / "lanes/3.png")
+    os.unlink(folder.root / "masks/9.png")
+    masks, names = {"area": "masks", "lane": "lanes"}, {"area": NAMES, "lane": {0: "none", 4: "line"}}
+    data = folder.open(masks=masks, seg_classes=names, void={"area": [1]})
+    assert data.classes == {"det": ("person", "dog"), "area": ("road", "tree"), "lane": ("none", "line")}
+    assert data.kinds == {"det": "detection", "area": "semantic", "lane": "semantic"}
+    assert data.faults == {
+        "images without a mask of 'area' (not labelled)": 1,
+        "images without a mask of 'lane' (not labelled)": 2,
+    }
+    given = [sorted(data.read(i).labels) for i in range(3)]
+    assert given == [["area", "det"], ["area", "det", "lane"], ["det"]]
+    assert data.read(0).labels["area"][0, :3].tolist() == [0, IGNORE, 1]  # stored 0, 1, 2
+    assert (data.read(1).labels["lane"] == 1).all() and len(data.read(0).labels["det"]) == 2
+    data.wanted = frozenset({"lane"})
+    assert [list(data.read(i).labels) for i in range(3)] == [[], ["lane"], []]
+
+
+def test_options_of_several_labels_that_contradict(folder):
+    several = {"masks": {"area": "masks"}, "seg_classes": {"area": NAMES}}
+    assert list(folder.open(**several).classes) == ["det", "area"]
+    with says("seg_classes", "no 'aera'", "did you mean 'area'"):
+        folder.open(**several | {"seg_classes": {"aera": NAMES}})
+    with says("seg_classes", "needs the names"):
+        folder.open(masks=several["masks"])
+    with says("void", "a mapping by their names"):
+        folder.open(**several, void=[3])
+    with says("segment: false", "remove them"):
+        folder.open(**several, segment=False)
+    with says("masks", "'det' is what the boxes are called"):
+        folder.open(masks={"det": "masks"}, seg_classes={"det": NAMES})
+    with says("masks.lane", "none of the 3 images has a mask", "'7.png' -> '7.png'"):
+        (folder.root / "lanes").mkdir()
+        folder.open(masks={"lane": "lanes"}, seg_classes={"lane": NAMES})
+    with says("masks", "a path is needed"):
+        folder.open(masks=["masks"], seg_classes=NAMES)
+
+
+def test_classes_that_never_occur_are_told(folder):
+    """An annotation tool lists every category; a crowd is no object to learn from, but it is drawn."""
+    folder.json["categories"] += [{"id": 200, "name": "horse"}]
+    data = folder.open()
+    assert data.classes["det"] == ("person", "dog", "horse")
+    assert data.seen["det"].tolist() == [1, 1, 0] and data.seen["det"].dtype == np.int64
+    assert data.seen["seg"].tolist() == [3, 1, 2, 0]
+    assert folder.open(det_classes=["horse", "dog"]).seen["det"].tolist() == [0, 1]
+    assert list(folder.open_masks().seen) == ["det"]  # what mask files hold is not known yet
+    folder.json["annotations"][0]["bbox"] = [50, 50, 2, 2]
+    assert folder.open().seen["det"].tolist() == [1, 0, 0]  # outside its image
+
+
+def test_only_wanted_labels_are_read(folder):
+    data = folder.open_masks()
+    os.unlink(folder.root / "masks/7.png")
+    data.wanted = frozenset({"det"})
+    assert list(data.read(0).labels) == ["det"]
+    drawn = folder.open()
+    drawn.wanted = frozenset({"seg"})
+    assert list(drawn.read(0).labels) == ["seg"]
 
 
 # --- images
@@ -464,7 +536,7 @@ def test_cache_gives_the_same_without_decoding(folder, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} was decoded again"))
     for i in range(3):
         sample = cached.read(i)
-        assert (sample.image == 10 * i).all() and sample.mask.max() == 2
+        assert (sample.image == 10 * i).all() and sample.labels["seg"].max() == 2
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == stored
 
 
@@ -518,10 +590,11 @@ def test_camvid(real, split, images, boxes):
     assert len(data._boxes) == boxes
     for i in range(0, images, 20):
         sample = data.read(i)
-        assert sample.image.shape == (360, 480, 3) and set(np.unique(sample.mask)) <= {*range(11), IGNORE}
-        for box, c in zip(sample.boxes.astype(int), sample.classes, strict=True):
+        assert sample.image.shape == (360, 480, 3)
+        assert set(np.unique(sample.labels["seg"])) <= {*range(11), IGNORE}
+        for box, c in zip(sample.labels["det"].boxes.astype(int), sample.labels["det"].classes, strict=True):
             index = data.classes["seg"].index(data.classes["det"][c])
-            assert (sample.mask[box[1] : box[3], box[0] : box[2]] == index).any()
+            assert (sample.labels["seg"][box[1] : box[3], box[0] : box[2]] == index).any()
 
 
 @pytest.mark.real_data
@@ -533,4 +606,4 @@ def test_pennfudan_masks_are_those_it_was_made_from(real, split, images, boxes):
     assert len(data) == images and len(data._boxes) == boxes and not data.faults
     for i in range(0, images, 10):
         original = decode_mask(str(root / "PennFudanPed" / "PedMasks" / data.name(i).replace(".png", "_mask.png")))
-        assert (data.read(i).mask == (original > 0)).all()
+        assert (data.read(i).labels["seg"] == (original > 0)).all()

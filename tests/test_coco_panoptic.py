@@ -82,11 +82,15 @@ def test_mask_and_boxes(folder):
     assert LAYOUTS.get("coco_panoptic", "data") is CocoPanoptic
     assert data.classes == {"seg": ("person", "dog", "sky", "rug"), "det": ("person", "dog")}  # by id: 1, 18, 187, 200
     sample = data.read(0)
-    assert sample.mask.tolist() == [[2, 2, 2, 2], [IGNORE, 1, 0, 0]]
-    assert sample.boxes.tolist() == [[2, 1, 4, 2], [1, 1, 2, 2]] and sample.classes.tolist() == [0, 1]
-    assert sample.crowd.tolist() == [True, False] and sample.area.tolist() == [2, 1]
-    assert [a.dtype for a in (sample.mask, sample.boxes, sample.classes)] == [np.uint8, np.float32, np.int64]
-    assert (pickle.loads(pickle.dumps(data)).read(0).mask == sample.mask).all()
+    assert sample.labels["seg"].tolist() == [[2, 2, 2, 2], [IGNORE, 1, 0, 0]]
+    found = sample.labels["det"]
+    assert found.boxes.tolist() == [[2, 1, 4, 2], [1, 1, 2, 2]] and found.classes.tolist() == [0, 1]
+    assert found.crowd.tolist() == [True, False] and found.area.tolist() == [2, 1]
+    dtypes = [a.dtype for a in (sample.labels["seg"], found.boxes, found.classes)]
+    assert dtypes == [np.uint8, np.float32, np.int64]
+    # the crowd of people is no person to detect, and a segment all the same; of rugs there is none
+    assert data.seen["det"].tolist() == [0, 1] and data.seen["seg"].tolist() == [1, 1, 1, 0]
+    assert (pickle.loads(pickle.dumps(data)).read(0).labels["seg"] == sample.labels["seg"]).all()
     with pytest.raises(IndexError):
         data.read(2)
 
@@ -94,7 +98,7 @@ def test_mask_and_boxes(folder):
 def test_an_image_without_an_annotation_is_unlabelled(folder):
     data = folder.open()
     sample = data.read(1)
-    assert len(data) == 2 and sample.mask is None and sample.boxes is None
+    assert len(data) == 2 and sample.labels == {}
     assert data.faults == {"images without an annotation (used without labels)": 1}
 
 
@@ -102,16 +106,19 @@ def test_an_annotation_without_segments_is_labelled(folder):
     folder.json["annotations"].append({"image_id": 3, "file_name": "seven.png", "segments_info": []})
     folder.mask(np.zeros((2, 4), int))
     sample = folder.open().read(1)
-    assert (sample.mask == IGNORE).all() and sample.boxes.shape == (0, 4)
+    assert (sample.labels["seg"] == IGNORE).all() and sample.labels["det"].boxes.shape == (0, 4)
 
 
 def test_classes_are_chosen_merged_and_ordered(folder):
     data = folder.open(seg_classes={"up": ["sky", "rug"], "dog": "dog"}, det_classes=["dog"])
     assert data.classes == {"seg": ("up", "dog"), "det": ("dog",)}
     sample = data.read(0)
-    assert sample.mask.tolist() == [[0, 0, 0, 0], [IGNORE, 1, IGNORE, IGNORE]]  # the person is left out
-    assert sample.boxes.tolist() == [[1, 1, 2, 2]] and sample.classes.tolist() == [0]
-    assert folder.open(det_classes={"animal": ["dog", "person"]}).read(0).classes.tolist() == [0, 0]
+    # the person is left out
+    assert sample.labels["seg"].tolist() == [[0, 0, 0, 0], [IGNORE, 1, IGNORE, IGNORE]]
+    found = sample.labels["det"]
+    assert found.boxes.tolist() == [[1, 1, 2, 2]] and found.classes.tolist() == [0]
+    merged = folder.open(det_classes={"animal": ["dog", "person"]})
+    assert merged.read(0).labels["det"].classes.tolist() == [0, 0]
     with says("seg_classes", "'dgo'", "did you mean 'dog'"):
         folder.open(seg_classes=["dgo"])
     with says("det_classes", "no thing", "'sky'"):
@@ -123,13 +130,15 @@ def test_stuff_alone_has_no_boxes(folder):
     for segment in folder.json["annotations"][0]["segments_info"]:
         del segment["bbox"]
     data = folder.open()
-    assert set(data.classes) == {"seg"} and data.read(0).boxes is None and data.read(0).mask.max() == IGNORE
+    sample = data.read(0)
+    assert set(data.classes) == set(sample.labels) == {"seg"} and sample.labels["seg"].max() == IGNORE
 
 
 def test_bad_boxes_are_dropped_and_counted(folder):
     folder.json["annotations"][0]["segments_info"][2]["bbox"] = [9, 9, 2, 2]
     data = folder.open()
-    assert data.read(0).classes.tolist() == [0] and data.faults["boxes outside the image (dropped)"] == 1
+    assert data.read(0).labels["det"].classes.tolist() == [0]
+    assert data.faults["boxes outside the image (dropped)"] == 1
 
 
 @pytest.mark.parametrize("wrong", [8, 10, BIG + 1, 299, 1 << 23])
@@ -239,7 +248,7 @@ def test_cache(folder, monkeypatch):
     data = folder.open(cache=str(folder.root / "cache"))
     first = data.read(0)
     monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"{path} was decoded again"))
-    assert (data.read(0).mask == first.mask).all()
+    assert (data.read(0).labels["seg"] == first.labels["seg"]).all()
 
 
 # --- real data
@@ -259,12 +268,13 @@ def test_every_segments_area_and_box_is_that_of_its_pixels(real):
             name = categories[segment["category_id"]]
             pixels[name] = pixels.get(name, 0) + segment["area"]
         for name, count in pixels.items():
-            assert (sample.mask == data.classes["seg"].index(name)).sum() == count
-        assert (sample.mask == IGNORE).sum() == sample.mask.size - sum(pixels.values())
-        for box, c in zip(sample.boxes.astype(int), sample.classes, strict=True):
-            inside = sample.mask[box[1] : box[3], box[0] : box[2]] == data.classes["seg"].index(data.classes["det"][c])
+            assert (sample.labels["seg"] == data.classes["seg"].index(name)).sum() == count
+        assert (sample.labels["seg"] == IGNORE).sum() == sample.labels["seg"].size - sum(pixels.values())
+        for box, c in zip(sample.labels["det"].boxes.astype(int), sample.labels["det"].classes, strict=True):
+            index = data.classes["seg"].index(data.classes["det"][c])
+            inside = sample.labels["seg"][box[1] : box[3], box[0] : box[2]] == index
             assert inside.any(axis=0)[[0, -1]].all() and inside.any(axis=1)[[0, -1]].all()  # it reaches all four sides
-    assert data.read(0).crowd.sum() == 1 and data.read(1).crowd.sum() == 2
+    assert data.read(0).labels["det"].crowd.sum() == 1 and data.read(1).labels["det"].crowd.sum() == 2
 
 
 @pytest.mark.real_data

@@ -7,10 +7,12 @@ import pytest
 import torch
 import yaml
 
+from multitask_kd import config as configs
 from multitask_kd.cli import given
 from multitask_kd.engine import compare as comparing
 from multitask_kd.engine import cost
 from multitask_kd.engine.networks import open_network
+from multitask_kd.engine.train import train
 from multitask_kd.metrics.detection_counts import Matches, match
 from multitask_kd.metrics.mean_ap import MeanAP
 from multitask_kd.report.comparison import pareto, rows, text
@@ -71,6 +73,17 @@ def test_nothing_to_divide_by_is_none():
     figures = empty.at(0.5)
     assert figures["precision"] is figures["recall"] is figures["F1"] is None and empty.best_confidence() is None
     assert match(MeanAP(("a",))).best_confidence() is None
+
+
+def test_figures_at_a_confidence_and_at_the_best_one(gathered):
+    # F1 is highest from .6 on (4/7); from .85 on one of three objects is found, and nothing else
+    found = match(gathered).figures(0.85)
+    assert (found["precision"], found["confidence"], found["best_confidence"]) == (100, 0.85, 0.6)
+    assert found["F1"] == pytest.approx(50) and found["best_F1"] == pytest.approx(400 / 7)
+    best = match(gathered).figures(None)
+    assert best["F1"] == best["best_F1"] and best["confidence"] == 0.6 and list(best["classes"]) == ["a", "b"]
+    nothing = match(MeanAP(("a",))).figures(None)
+    assert set(nothing.values()) == {None} and {"precision", "best_F1"} <= set(nothing)
 
 
 def test_what_is_matched_agrees_with_the_average_precision(learnt_run, tiny):
@@ -163,23 +176,29 @@ def test_the_figures_are_those_of_eval_and_the_files_agree(compared, tool, monke
     for file, network in zip(files, results["networks"], strict=True):
         tool("eval", "--config", folder / "cfg.yaml", "--checkpoint", file, "--json", folder / "eval.json", "eval.batch_size=2")
         expected = json.loads((folder / "eval.json").read_text())
-        assert {key: network[key] for key in expected} == expected
+        assert {"images": network["images"], "skipped": network["skipped"], **network["figures"]} == expected
     learnt = results["networks"][0]
-    assert learnt["det"]["mAP50"] > 5 and learnt["counts"] == learnt["best_counts"]
-    assert learnt["counts"]["right"] + learnt["counts"]["missed"] == sum(
-        c["right"] + c["missed"] for c in learnt["counts"]["classes"].values()
-    )
+    figures, counts = learnt["figures"], learnt["more"]["det"]
+    assert figures["det"]["mAP50"] > 5 and counts["F1"] == counts["best_F1"]
+    assert counts["right"] + counts["missed"] == sum(c["right"] + c["missed"] for c in counts["classes"].values())
     lines = list(csv.DictReader(io.StringIO(written["csv"].read_text(encoding="utf-8"))))
     assert [line["network"] for line in lines] == ["learnt", "other"]
-    assert float(lines[0]["mIoU"]) == learnt["seg"]["mIoU"] and float(lines[0]["F1"]) == learnt["counts"]["F1"]
+    assert list(lines[0])[:15] == [
+        *("network", "path", "kind", "weights", "input", "parameters_m", "gmacs", "file_mb", "memory_mb"),
+        *("ms", "ms_p10", "ms_p90", "ms_batch", "mIoU", "mAP"),
+    ]
+    assert list(lines[0])[15:20] == ["mAP50", "precision", "recall", "F1", "confidence"]
+    assert float(lines[0]["mIoU"]) == figures["seg"]["mIoU"] and float(lines[0]["F1"]) == counts["F1"]
     assert float(lines[0]["ms"]) == learnt["latency_ms"]["1"]["median"] and float(lines[0]["memory_mb"]) == 12.5
-    assert float(lines[0]["IoU/car"]) == learnt["seg"]["IoU"]["car"]
+    assert float(lines[0]["IoU/car"]) == figures["seg"]["IoU"]["car"]
+    assert float(lines[0]["AP/car"]) == figures["det"]["AP"]["car"]
+    assert {"precision/car", "recall/car", "F1/car"} <= set(lines[0])
     page = written["html"].read_text(encoding="utf-8")
     for row in rows(results):
         for key in ("mIoU", "ms", "mAP", "parameters_m"):
             assert row[key] is None or f'data-value="{row[key]!r}"' in page
     assert text(results) in out and "highest; it was chosen on these same images" in " ".join(out.split())
-    assert f"{learnt['seg']['mIoU']:.1f}" in out and results["threads"] == 1 and "--runs 2" in results["command"]
+    assert f"{figures['seg']['mIoU']:.1f}" in out and results["threads"] == 1 and "--runs 2" in results["command"]
 
 
 def test_a_confidence_and_a_number_of_images(compared, tiny, monkeypatch):
@@ -188,9 +207,37 @@ def test_a_confidence_and_a_number_of_images(compared, tiny, monkeypatch):
     results = comparing.compare(tiny(folder / "x"), files[:1], confidence=0.2, images=3, batch=1, runs=1)
     (network,) = results["networks"]
     assert results["data"] == {"images": 3, "skipped": 0, "of": 5}
-    assert network["counts"]["confidence"] == 0.2 and network["best_counts"]["F1"] >= network["counts"]["F1"]
+    counts = network["more"]["det"]
+    assert counts["confidence"] == 0.2 and counts["best_F1"] >= counts["F1"]
     said = text(results)
     assert "3 of 5 images" in said and "best F1" in said and "a confidence of 0.2" in said and "memory MB" not in said
+
+
+def test_networks_of_other_tasks_side_by_side(compared, raw, tool, monkeypatch):
+    """A segmenting detector, and a network with two other masks, an attribute and depth."""
+    folder, files = compared
+    monkeypatch.setattr(comparing, "peak_memory", lambda *args, **options: 12.5)
+    kinds = {"lane": "semantic", "drivable": "semantic", "weather": "classification", "depth": "depth"}
+    plain = raw(folder / "driving", {"train.steps": 1, "eval.pictures": 0})
+    plain["tasks"] = {name: {"kind": kind} for name, kind in kinds.items()}
+    train(configs.parse(plain, "driving.yaml"))
+    plain["tasks"] |= {"seg": {}, "det": {}}
+    (folder / "all.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    paths = {ending: folder / f"all.{ending}" for ending in ("csv", "json", "html")}
+    options = [part for kind, path in paths.items() for part in (f"--{kind}", path)]
+    given = [files[0], folder / "driving/best.pt", "--names", "both", "driving", "--runs", 1, "--pictures", 1]
+    status, out, err = tool("compare", *given, "--config", folder / "all.yaml", *options)
+    assert status == 0, err
+    one, other = csv.DictReader(io.StringIO(paths["csv"].read_text(encoding="utf-8")))
+    mine = {"mIoU", "mAP", "mAP50"}
+    theirs = {"lane mIoU", "drivable mIoU", "top1", "delta1", "AbsRel"}
+    assert all(one[key] and not other[key] for key in mine) and all(other[key] and not one[key] for key in theirs)
+    results = json.loads(paths["json"].read_text(encoding="utf-8"))
+    figures = results["networks"][1]["figures"]
+    assert float(other["lane mIoU"]) == figures["lane"]["mIoU"] and float(other["AbsRel"]) == figures["depth"]["AbsRel"]
+    assert text(results) in out and "lane IoU by class" in out and "weather accuracy by class" in out
+    page = paths["html"].read_text(encoding="utf-8")
+    assert page.count("<img ") == 3 and page.count('<svg class="plot"') == 3 * 6
 
 
 @pytest.mark.parametrize(

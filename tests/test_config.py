@@ -53,7 +53,11 @@ def test_a_typo_names_file_key_and_nearest_key(write, raw, where, nearest):
 
 @pytest.mark.parametrize(
     ("override", "where", "nearest"),
-    [("trian.steps=3", "trian", "train"), ("train.optimizer.lrr=1", "train.optimizer.lrr", "lr"), ("runn=1", "runn", "run")],
+    [
+        ("trian.steps=3", "trian", "train"),
+        ("train.optimizer.lrr=1", "train.optimizer.lrr", "lr"),
+        ("runn=1", "runn", "run"),
+    ],
 )
 def test_a_typo_in_an_override(write, override, where, nearest):
     path = write("cfg.yaml", {})
@@ -115,7 +119,9 @@ def test_base_files_merge_key_by_key(write):
         {"train": {"steps": 7, "clip": 1}, "tasks": {"seg": {"ratio": 4}, "det": {}}, "model": {"width": 8}},
     )
     write("middle.yaml", {"base": "deep/base.yaml", "train": {"steps": 8}, "tasks": {"seg": {"alpha": 0}}})
-    top = write("top.yaml", {"base": "middle.yaml", "train": {"batch_size": 2}, "model": {"strides": [8, 16]}})
+    top = write(
+        "top.yaml", {"base": "middle.yaml", "train": {"batch_size": 2}, "model": {"strides": [8, 16]}}
+    )
     found = config.load(top, ["train.clip=2"])
     assert (found.train.steps, found.train.clip, found.train.batch_size) == (8, 2, 2)
     assert found.tasks["seg"].ratio == 4 and set(found.tasks) == {"seg", "det"}
@@ -124,7 +130,13 @@ def test_base_files_merge_key_by_key(write):
 
 def test_a_section_of_another_component_replaces_the_one_below(write):
     scenes = {"layout": "scenes", "split": "train", "count": 9}
-    write("base.yaml", {"data": {"train": scenes}, "tasks": {"seg": {"soft": {"loss": "kl", "options": {"temperature": 2}}}}})
+    write(
+        "base.yaml",
+        {
+            "data": {"train": scenes},
+            "tasks": {"seg": {"soft": {"loss": "kl", "options": {"temperature": 2}}}},
+        },
+    )
     top = {
         "base": "base.yaml",
         "data": {"train": {"layout": "coco", "images": "x"}},
@@ -142,7 +154,9 @@ def test_a_section_of_another_component_replaces_the_one_below(write):
 
 def test_a_typo_in_a_base_file_is_told(write):
     write("base.yaml", {"train": {"stpes": 7}})
-    assert "train.stpes: unknown key; did you mean 'steps'?" in fault(config.load, write("top.yaml", {"base": "base.yaml"}))
+    assert "train.stpes: unknown key; did you mean 'steps'?" in fault(
+        config.load, write("top.yaml", {"base": "base.yaml"})
+    )
 
 
 def test_a_missing_file_offers_the_nearest(write, tmp_path):
@@ -160,7 +174,9 @@ def test_base_missing_in_a_circle_or_no_path(write, tmp_path):
     assert "circle" in fault(config.load, write("c.yaml", {"base": "a.yaml"}))
     assert "circle" in fault(config.load, write("self.yaml", {"base": "self.yaml"}))
     for bad in ([], [3], {"a": "b.yaml"}):
-        assert "base: the path of a YAML file, or a list of paths, is needed" in fault(config.load, write("a.yaml", {"base": bad}))
+        assert "base: the path of a YAML file, or a list of paths, is needed" in fault(
+            config.load, write("a.yaml", {"base": bad})
+        )
 
 
 def test_several_bases_and_files_over_them_merge_in_order(write):
@@ -224,13 +240,20 @@ def test_overrides_are_yaml_values(write, override, read):
 def test_exponents_are_numbers_in_files_too(write):
     text = "train: {optimizer: {lr: 1e-3}}\ntasks: {seg: {soft: {loss: kl, options: {temperature: 2E+0, more: .5e1}}}}\n"
     found = config.load(write("cfg.yaml", text))
-    assert found.train.optimizer.lr == 1e-3 and found.tasks["seg"].soft.options == {"temperature": 2.0, "more": 5.0}
+    assert found.train.optimizer.lr == 1e-3 and found.tasks["seg"].soft.options == {
+        "temperature": 2.0,
+        "more": 5.0,
+    }
 
 
 def test_a_key_that_is_there_twice(write):
     path = write("cfg.yaml", "train:\n  steps: 3\nrun: {seed: 1}\ntrain:\n  clip: 1\n")
     message = fault(config.load, path)
-    assert message.startswith(f"{path}: ") and "the key 'train' is there twice" in message and "line 4" in message
+    assert (
+        message.startswith(f"{path}: ")
+        and "the key 'train' is there twice" in message
+        and "line 4" in message
+    )
 
 
 def test_anchors_and_merge_keys_work(write):
@@ -249,11 +272,18 @@ def test_an_override_keeps_the_rest_of_a_default(write):
 
 
 def test_an_override_of_a_name_drops_the_options_of_the_old_one(write):
-    path = write("a.yaml", {"tasks": {"seg": {"soft": {"loss": "kl", "weight": 2, "options": {"temperature": 4}}}}})
+    path = write(
+        "a.yaml", {"tasks": {"seg": {"soft": {"loss": "kl", "weight": 2, "options": {"temperature": 4}}}}}
+    )
     read = lambda *overrides: config.load(path, overrides).tasks["seg"].soft  # noqa: E731
-    assert read("tasks.seg.soft.loss=det_mse").options == {} and read("tasks.seg.soft.loss=det_mse").weight == 1
+    assert (
+        read("tasks.seg.soft.loss=det_mse").options == {} and read("tasks.seg.soft.loss=det_mse").weight == 1
+    )
     assert read("tasks.seg.soft.loss=kl").options == {"temperature": 4}
-    assert config.load(path, ["data.train.layout=coco", "data.train.root=x"]).data.train == {"layout": "coco", "root": "x"}
+    assert config.load(path, ["data.train.layout=coco", "data.train.root=x"]).data.train == {
+        "layout": "coco",
+        "root": "x",
+    }
 
 
 def test_the_last_override_wins_and_its_neighbours_stay(write):
@@ -279,7 +309,9 @@ def test_alpha_needs_a_soft_loss_and_a_teacher():
     assert message.startswith("cfg.yaml: tasks.seg: ") and "no soft loss" in message
     message = fault(config.parse, {"tasks": {"seg": {"alpha": 0.5, "soft": SOFT}}}, "cfg.yaml")
     assert message.startswith("cfg.yaml: ") and "teacher.path" in message
-    assert config.parse({"tasks": {"seg": {"alpha": 0.5, "soft": SOFT}}, "teacher": {"path": "x.pt"}}, "cfg.yaml")
+    assert config.parse(
+        {"tasks": {"seg": {"alpha": 0.5, "soft": SOFT}}, "teacher": {"path": "x.pt"}}, "cfg.yaml"
+    )
     assert config.parse({"tasks": {"seg": {"alpha": 0, "soft": SOFT}}}, "cfg.yaml").teacher is None
 
 
@@ -321,7 +353,10 @@ def test_shipped_studies_are_sound(path):
         for control in study.runs[name].controls:
             # what is compared differs in the teacher and what it teaches, in nothing that makes the network or the schedule
             for seed in set(runs) & set(configs[control]):
-                assert runs[seed].model == configs[control][seed].model and runs[seed].train == configs[control][seed].train
+                assert (
+                    runs[seed].model == configs[control][seed].model
+                    and runs[seed].train == configs[control][seed].train
+                )
                 assert runs[seed].data.val == configs[control][seed].data.val
     taught = [t.path for runs in configs.values() for c in runs.values() for t in c.named_teachers.values()]
     inside = {f"{folder}/best.pt" for folder in folders}
@@ -331,7 +366,10 @@ def test_shipped_studies_are_sound(path):
 def test_dump_and_load_give_the_same_config(write):
     raw = {
         "run": {"threads": 2, "dir": "runs/a b"},
-        "data": {"labelled": 1.0, "train": {"layout": "coco", "void": [11], "x": None, "y": "1e-3", "z": "no"}},
+        "data": {
+            "labelled": 1.0,
+            "train": {"layout": "coco", "void": [11], "x": None, "y": "1e-3", "z": "no"},
+        },
         "model": {"strides": [8, 16]},
         "tasks": {"det": {"alpha": 0.3, "soft": {"loss": "det_mse", "options": {"temperature": 1e-05}}}},
         "teacher": {"path": "t.pt"},
@@ -345,7 +383,11 @@ def test_dump_and_load_give_the_same_config(write):
 
 
 def study(**changes):
-    return {"dir": "runs/s", "title": "t", "runs": {"a": {"config": "run.yaml"}, "b": {"config": "run.yaml"}}} | changes
+    return {
+        "dir": "runs/s",
+        "title": "t",
+        "runs": {"a": {"config": "run.yaml"}, "b": {"config": "run.yaml"}},
+    } | changes
 
 
 def test_study_makes_a_config_of_every_run_and_seed(write):
@@ -369,8 +411,14 @@ def test_study_makes_a_config_of_every_run_and_seed(write):
 
 def test_study_faults_name_the_place(write, tmp_path):
     write("run.yaml", {})
-    path = write("s.yaml", study(runs={"alone": {"config": "run.yaml"}, "b": {"config": "run.yaml", "against": "aolne"}}))
-    assert fault(study_config.load_study, path) == f"{path}: runs.b.against: there is no run 'aolne'; did you mean 'alone'?"
+    path = write(
+        "s.yaml",
+        study(runs={"alone": {"config": "run.yaml"}, "b": {"config": "run.yaml", "against": "aolne"}}),
+    )
+    assert (
+        fault(study_config.load_study, path)
+        == f"{path}: runs.b.against: there is no run 'aolne'; did you mean 'alone'?"
+    )
     path = write("s.yaml", study(titel="x"))
     assert "titel: unknown key; did you mean 'title'?" in fault(study_config.load_study, path)
     path = write("s.yaml", study(runs={"a": {"config": "run.yaml", "overides": []}}))
@@ -387,8 +435,13 @@ def test_the_files_that_the_readme_shows_are_sound(tmp_path, monkeypatch):
     root = Path(__file__).parents[1]
     monkeypatch.setenv("MY_DATA", "/data")
     (tmp_path / "configs").symlink_to(root / "configs")
-    blocks = re.findall(r"```yaml\n# (\S+\.yaml)\b(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert [name for name, _ in blocks] == ["ways.yaml", "mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml", "partial.yaml"]
+    blocks = re.findall(
+        r"```yaml\n# (\S+\.yaml)\b(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert [name for name, _ in blocks] == [
+        "tasks.yaml", "ways.yaml", "mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml", "classes.yaml",
+        "partial.yaml",
+    ]  # fmt: skip
     for name, text in blocks:
         (tmp_path / name).write_text("#" + text, encoding="utf-8")
     for name, _ in blocks:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from multitask_kd.batch import PAD, PaddedDetections
+from multitask_kd.batch import PAD, CellPredictions, PaddedDetections
 from multitask_kd.losses.det_boxes import DetBoxes
 from multitask_kd.models.assign import simota
 from multitask_kd.models.dense_head import cells, decode_boxes
@@ -27,18 +27,32 @@ def random(*shape, seed=0, scale=1.0):
 def found(*images):
     """Rows of x1, y1, x2, y2, score, class by image."""
     most = max(map(len, images))
-    rows = torch.tensor([[*image, *[(0, 0, 0, 0, 0, PAD)] * (most - len(image))] for image in images], dtype=torch.float32)
+    rows = torch.tensor(
+        [[*image, *[(0, 0, 0, 0, 0, PAD)] * (most - len(image))] for image in images], dtype=torch.float32
+    )
     return PaddedDetections(rows[..., :4], rows[..., 4], rows[..., 5].long())
 
 
 def loss(known=None, **options):
-    made = DetBoxes(**options)
-    made.place(SIZE, STRIDES, known)
-    return made
+    """(raw outputs, detections, target) -> the loss as a task compares them. known: the teacher's classes."""
+    made, task = DetBoxes(**options), Detection("det", ("a", "b", "c"), STRIDES)
+    assert made.form in task.forms
+
+    def value(raw, teacher, target=None):
+        shared = {"ignore_mask": None, "target": target, "size": SIZE, "form": made.form}
+        pair = task.comparable(raw, teacher, known=known, **shared)
+        return made(pair.student, pair.teacher, target, pair.mask)
+
+    return value
+
+
+def compared(raw):
+    """The student as the loss itself is given it."""
+    return CellPredictions(raw, CENTRES, SCALES)
 
 
 def perfect(teacher):
-    """Raw outputs that say what the teacher says: its boxes, its scores as objectness on the cells that are matched."""
+    """Raw outputs with the teacher's boxes and classes, and its scores as objectness of matched cells."""
     raw = torch.full((len(teacher.boxes), COUNT, 5 + CLASSES), -12.0)
     raw[..., :4] = 0
     for i, (boxes, scores, classes) in enumerate(zip(*teacher, strict=True)):
@@ -57,13 +71,17 @@ def perfect(teacher):
 
 def assigned(raw, teacher, confidence=0.3):
     classes = torch.where(teacher.scores >= confidence, teacher.classes, PAD)
-    return simota(teacher.boxes, classes, decode_boxes(raw, CENTRES, SCALES), raw[..., 4], raw[..., 5:], CENTRES, SCALES)
+    return simota(
+        teacher.boxes, classes, decode_boxes(raw, CENTRES, SCALES), raw[..., 4], raw[..., 5:], CENTRES, SCALES
+    )
 
 
 TWO = found([(8, 4, 40, 36, 0.9, 0), (40, 20, 60, 44, 0.6, 2)], [(10, 10, 30, 30, 0.5, 1)])
 
 
-def plain_formula(raw, teacher, *, box=5.0, objectness=1.0, classification=1.0, confidence=0.3, doubt=0.1, known=None):
+def plain_formula(
+    raw, teacher, *, box=5.0, objectness=1.0, classification=1.0, confidence=0.3, doubt=0.1, known=None
+):
     """The documented formula in Python's float64, cell by cell, given the assignment."""
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
 
@@ -77,11 +95,21 @@ def plain_formula(raw, teacher, *, box=5.0, objectness=1.0, classification=1.0, 
         hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
         return inter / union, inter / union - (hull - union) / hull
 
-    match = assigned(raw, teacher, confidence)
-    known = range(CLASSES) if known is None else known
+    # a teacher that lacks classes: both sides have the known ones alone, and are matched by them
+    known = list(range(CLASSES) if known is None else known)
+    numbers = torch.tensor([*(known.index(k) if k in known else PAD for k in range(CLASSES)), PAD])
+    reduced = teacher._replace(classes=numbers[teacher.classes])
+    match = assigned(raw[..., [*range(5), *(5 + k for k in known)]], reduced, confidence)
     total = weights = 0.0
     for i in range(len(raw)):
-        rows = list(zip(teacher.boxes[i].tolist(), teacher.scores[i].tolist(), teacher.classes[i].tolist(), strict=True))
+        rows = list(
+            zip(
+                teacher.boxes[i].tolist(),
+                teacher.scores[i].tolist(),
+                teacher.classes[i].tolist(),
+                strict=True,
+            )
+        )
         for n in range(COUNT):
             cell = raw[i, n].double().tolist()
             (x, y), s = CENTRES[n].tolist(), SCALES[n].item()
@@ -91,10 +119,15 @@ def plain_formula(raw, teacher, *, box=5.0, objectness=1.0, classification=1.0, 
                 truth, score, kind = rows[match.box[i, n]]
                 iou, giou = overlap(own, truth)
                 total += score * box * (1 - giou) + objectness * bce(cell[4], score)
-                total += score * classification * sum(bce(cell[5 + k], iou if k == kind else 0.0) for k in known)
+                total += (
+                    score * classification * sum(bce(cell[5 + k], iou if k == kind else 0.0) for k in known)
+                )
                 weights += score
             else:
-                doubted = any(doubt <= p < confidence and k >= 0 and b[0] < x < b[2] and b[1] < y < b[3] for b, p, k in rows)
+                doubted = any(
+                    doubt <= p < confidence and k >= 0 and b[0] < x < b[2] and b[1] < y < b[3]
+                    for b, p, k in rows
+                )
                 lacking = max(range(CLASSES), key=lambda k: cell[5 + k]) not in known
                 total += 0.0 if doubted or lacking else objectness * bce(cell[4], 0.0)
     return total / max(weights, len(raw))
@@ -102,7 +135,13 @@ def plain_formula(raw, teacher, *, box=5.0, objectness=1.0, classification=1.0, 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"box": 0.0}, {"objectness": 0.0, "classification": 3.0}, {"confidence": 0.55}, {"confidence": 0.7, "doubt": 0.55}],
+    [
+        {},
+        {"box": 0.0},
+        {"objectness": 0.0, "classification": 3.0},
+        {"confidence": 0.55},
+        {"confidence": 0.7, "doubt": 0.55},
+    ],
 )
 @pytest.mark.parametrize("known", [None, (0, 2)])
 def test_against_the_formula_in_float64(options, known):
@@ -116,7 +155,7 @@ def test_sure_detections_weigh_as_labels_do():
     """At score 1 the loss is the hard loss, with its weights."""
     raw = random(2, COUNT, 5 + CLASSES, seed=3)
     teacher = TWO._replace(scores=(TWO.classes >= 0).float())
-    task = Detection(("a", "b", "c"), STRIDES)
+    task = Detection("det", ("a", "b", "c"), STRIDES)
     target = {"boxes": teacher.boxes, "classes": teacher.classes, "labelled": torch.tensor([True, True])}
     hard = task.losses(raw, target, SIZE)
     expected = sum(task.weights[name] * value for name, value in hard.items())
@@ -200,7 +239,7 @@ def test_learning_by_it_finds_the_teachers_boxes():
         optimizer.zero_grad()
         made(raw, TWO).backward()
         optimizer.step()
-    decoded = Detection(("a", "b", "c"), STRIDES).decode(raw, SIZE, score_threshold=0.3)
+    decoded = Detection("det", ("a", "b", "c"), STRIDES).decode(raw, SIZE, score_threshold=0.3)
     for i, image in enumerate(decoded):
         there = TWO.classes[i] >= 0
         assert image.classes.tolist() == TWO.classes[i][there].tolist()
@@ -220,30 +259,85 @@ def test_doubtful_detections_pull_neither_up_nor_down():
     for score, pulled in ((0.1, False), (0.3, True)):
         raw.grad = None
         loss(doubt=0.1, confidence=0.3)(raw, found([(8, 4, 40, 36, score, 0)], [])).backward()
-        assert raw.grad[0, inside, 4].ne(0).any().item() is pulled and raw.grad[0, :, :4].ne(0).any().item() is pulled
+        assert (
+            raw.grad[0, inside, 4].ne(0).any().item() is pulled
+            and raw.grad[0, :, :4].ne(0).any().item() is pulled
+        )
     # a sure detection in the same place keeps its cells
     raw.grad = None
     loss()(raw, found([(8, 4, 40, 36, 0.2, 0), (8, 4, 40, 36, 0.9, 1)], [])).backward()
     assert raw.grad[0, :, :4].ne(0).any() and raw.grad[0, inside, 4].eq(0).any()
 
 
-def test_nothing_is_said_of_classes_that_the_teacher_lacks():
+def test_classes_that_the_teacher_lacks_learn_nothing_nor_do_cells_that_may_show_them():
     raw = random(2, COUNT, 5 + CLASSES, seed=3).requires_grad_()
-    knows = found([(8, 4, 40, 36, 0.9, 0)], [])
+    teacher = found([(8, 4, 40, 36, 0.9, 0)], [])
     target = {
         "boxes": torch.tensor([[[0.0, 32, 24, 48]]] * 2),
         "classes": torch.tensor([[1], [1]]),
         "labelled": torch.tensor([False, True]),
     }
-    loss((0, 2))(raw, knows, target).backward()
+    loss((0, 2))(raw, teacher, target).backward()
     assert raw.grad[..., 6].eq(0).all()
     taken = raw[..., 5:].argmax(-1) == 1
     labelled = ((torch.tensor([0.0, 32]) < CENTRES) & (torch.tensor([24.0, 48]) > CENTRES)).all(-1)
-    positive = assigned(raw.detach(), knows).positive
-    silent = taken | (labelled & torch.tensor([[False], [True]]))
-    assert raw.grad[..., 4][silent & ~positive].eq(0).all() and raw.grad[..., 4][~silent | positive].ne(0).all()
-    assert positive.any() and (silent & ~positive).any()
+    positive = assigned(
+        raw.detach()[..., [0, 1, 2, 3, 4, 5, 7]], teacher
+    ).positive  # class 0 is number 0 here too
+    ignored = taken | (labelled & torch.tensor([[False], [True]]))
+    assert (
+        raw.grad[..., 4][ignored & ~positive].eq(0).all()
+        and raw.grad[..., 4][~ignored | positive].ne(0).all()
+    )
+    assert positive.any() and (ignored & ~positive).any()
     assert raw.grad[..., 5][positive].ne(0).all() and raw.grad[..., 7][positive].ne(0).all()
+
+
+def test_cells_are_matched_by_the_known_classes_alone():
+    """The student's probabilities of classes that the teacher lacks change neither match nor loss."""
+    raw, teacher = (
+        random(2, COUNT, 5 + CLASSES, seed=3),
+        found([(8, 4, 40, 36, 0.9, 2)], [(40, 20, 60, 44, 0.6, 0)]),
+    )
+    raw[..., 6] = -9.0
+    other = raw.clone()
+    other[..., 6] = raw[..., [5, 7]].amax(-1) - 0.01  # as likely as can be and not the likeliest
+    assert loss((0, 2))(other, teacher).item() == loss((0, 2))(raw, teacher).item()
+    assert loss()(other, teacher).item() != pytest.approx(loss()(raw, teacher).item(), rel=1e-3)
+
+
+def test_a_detection_of_a_class_that_no_teacher_knows_is_none():
+    raw = random(2, COUNT, 5 + CLASSES, seed=3)
+    unknown = found([(8, 4, 40, 36, 0.9, 1), (40, 20, 60, 44, 0.2, 1)], [(10, 10, 30, 30, 0.5, 0)])
+    alone = found([], [(10, 10, 30, 30, 0.5, 0)])
+    assert loss((0, 2))(raw, unknown).item() == loss((0, 2))(raw, alone).item()
+
+
+def test_masked_out_cells_do_not_learn_that_there_is_nothing():
+    raw = random(2, COUNT, 5 + CLASSES, seed=3).requires_grad_()
+    mask = random(2, COUNT, seed=4) > 0
+    positive = assigned(raw.detach(), TWO).positive
+    value = DetBoxes()(compared(raw), TWO, None, mask)
+    value.backward()
+    assert raw.grad[~mask & ~positive].eq(0).all() and raw.grad[mask & ~positive][:, 4].ne(0).all()
+    # what a detection is matched to learns it all the same
+    assert (positive & ~mask).any() and raw.grad[positive & ~mask][:, [0, 4, 5]].ne(0).any(-1).all()
+    # in float64: the background that is masked out is missing, and the divisor is the same
+    logits, weight = (
+        raw.detach()[..., 4].double(),
+        TWO.scores.double().gather(1, assigned(raw.detach(), TWO).box) * positive,
+    )
+    lost = (torch.nn.functional.softplus(logits) * (~mask & ~positive)).sum() / max(2.0, weight.sum().item())
+    full = DetBoxes()(compared(raw), TWO, None, torch.ones_like(mask)).item()
+    assert full == DetBoxes()(compared(raw), TWO).item() == loss()(raw, TWO).item()
+    assert value.item() == pytest.approx(full - lost.item(), rel=1e-4)
+
+
+def test_with_nothing_found_and_nothing_left_it_is_nothing():
+    raw = random(2, COUNT, 5 + CLASSES, seed=3).requires_grad_()
+    value = DetBoxes()(compared(raw), NONE, None, torch.zeros(2, COUNT, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0 and raw.grad.eq(0).all()
 
 
 def test_the_weight_of_a_detection_is_its_score():

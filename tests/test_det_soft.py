@@ -25,7 +25,9 @@ def cell(*numbers):
     return torch.tensor([[numbers]], dtype=torch.float32)
 
 
-def plain_formula(student, teacher, *, objectness=1.0, classification=1.0, box=2.0, confidence=0.05, temperature=1.0):
+def plain_formula(
+    student, teacher, *, objectness=1.0, classification=1.0, box=2.0, confidence=0.05, temperature=1.0
+):
     """The documented formula in Python's float64, cell by cell."""
     sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
 
@@ -47,7 +49,9 @@ def plain_formula(student, teacher, *, objectness=1.0, classification=1.0, box=2
         return inter / union - (hull - union) / hull
 
     parts = weights = 0.0
-    for s, t in zip(student.double().flatten(0, 1).tolist(), teacher.double().flatten(0, 1).tolist(), strict=True):
+    for s, t in zip(
+        student.double().flatten(0, 1).tolist(), teacher.double().flatten(0, 1).tolist(), strict=True
+    ):
         sure = sigmoid(t[4]) * max(map(sigmoid, t[5:]))
         sure = sure if sure >= confidence else 0.0
         weights += sure
@@ -61,7 +65,9 @@ def test_objectness_of_one_cell_by_hand():
     # c = 3/4 * 1/2 is below 1, so the sum is divided by 1
     loss = DetSoft(**ONLY["objectness"])(cell(0, 0, 0, 0, 0, 0), cell(9, 9, 1, 1, LN3, 0))
     assert loss.shape == () and loss.item() == pytest.approx(HAND, rel=1e-5)
-    loss = DetSoft(**ONLY["objectness"] | {"objectness": 3.0})(cell(0, 0, 0, 0, 0, 0), cell(9, 9, 1, 1, LN3, 0))
+    loss = DetSoft(**ONLY["objectness"] | {"objectness": 3.0})(
+        cell(0, 0, 0, 0, 0, 0), cell(9, 9, 1, 1, LN3, 0)
+    )
     assert loss.item() == pytest.approx(3 * HAND, rel=1e-5)
 
 
@@ -89,12 +95,20 @@ def test_every_part_is_divided_by_the_sum_of_the_weights_where_it_is_above_1():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 3.0}, {"confidence": 0.4}, {"confidence": 0.0}, {"objectness": 0.5, "classification": 2.0, "box": 0.0}],
+    [
+        {},
+        {"temperature": 3.0},
+        {"confidence": 0.4},
+        {"confidence": 0.0},
+        {"objectness": 0.5, "classification": 2.0, "box": 0.0},
+    ],
 )
 def test_against_the_formula_in_float64(options):
     student, teacher = random(2, 9, 8, seed=1), random(2, 9, 8, seed=2)
     teacher[0, 0, 2] = 7.0  # beyond the cap of the decoded size
-    assert DetSoft(**options)(student, teacher).item() == pytest.approx(plain_formula(student, teacher, **options), rel=1e-4)
+    assert DetSoft(**options)(student, teacher).item() == pytest.approx(
+        plain_formula(student, teacher, **options), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -162,7 +176,7 @@ def test_cells_below_the_confidence_teach_objectness_alone():
     assert student.grad[0, 0, 2] != 0
 
 
-def test_a_teacher_that_sees_nothing_teaches_objectness_alone():
+def test_a_teacher_that_finds_nothing_teaches_objectness_alone():
     teacher, student = random(1, 8, 7, seed=1), torch.zeros(1, 8, 7, requires_grad=True)
     teacher[..., 4] = -40.0
     loss = DetSoft()(student, teacher)
@@ -183,7 +197,10 @@ def test_temperature_scales_logits_and_stands_squared_before_the_parts(temperatu
     loss(student, teacher).backward()
     assert student.grad[0, 0, 4].item() == pytest.approx(-temperature / 4, rel=1e-5)
     # The weight c is the teacher's own belief, without temperature, and the box part knows none
-    box = [DetSoft(**ONLY["box"], temperature=t)(cell(0, 0, 0, 0, 0, 0), cell(0, 0, LN2, 0, LN3, LN3)) for t in (1.0, temperature)]
+    box = [
+        DetSoft(**ONLY["box"], temperature=t)(cell(0, 0, 0, 0, 0, 0), cell(0, 0, LN2, 0, LN3, LN3))
+        for t in (1.0, temperature)
+    ]
     assert box[0] == box[1]
 
 
@@ -214,3 +231,36 @@ def test_other_cells_are_refused():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DetSoft(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"confidence": 0.0}, {"box": 0.0}])
+def test_with_a_mask_it_is_that_of_what_is_left_alone(options):
+    student, teacher = random(2, 9, 8, seed=1).requires_grad_(), random(2, 9, 8, seed=2)
+    teacher[..., 4:] += 1.0
+    mask = random(2, 9, seed=3) > 0
+    loss = DetSoft(**options)
+    value = loss(student, teacher, None, mask)
+    value.backward()
+    expected = plain_formula(student.detach()[mask][None], teacher[mask][None], **options)
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+    assert student.grad[~mask].eq(0).all() and student.grad[mask][:, 4].ne(0).all()
+    wild = torch.where(mask[..., None], teacher, 30.0)  # the teacher's values there do not matter
+    assert loss(student, wild, None, mask).item() == pytest.approx(value.item(), rel=1e-6)
+    assert loss(student, teacher, None, torch.ones_like(mask)).item() == pytest.approx(
+        loss(student, teacher).item(), rel=1e-6
+    )
+
+
+def test_with_nothing_left_it_is_nothing():
+    student, teacher = random(2, 9, 8, seed=1).requires_grad_(), random(2, 9, 8, seed=2)
+    loss = DetSoft()(student, teacher, None, torch.zeros(2, 9, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and student.grad.eq(0).all()
+
+
+def test_a_mask_by_hand():
+    # Four cells of c = 9/16, one of them masked out: divided by 27/16
+    student, teacher = cell(0, 0, 0, 0, 0, 0).repeat(2, 2, 1), cell(0, 0, LN2, 0, LN3, LN3).repeat(2, 2, 1)
+    mask = torch.tensor([[True, False], [True, True]])
+    expected = 3 * (HAND + 9 / 16 * HAND + 2 * 9 / 16 * 1 / 2) / (27 / 16)
+    assert DetSoft()(student, teacher, None, mask).item() == pytest.approx(expected, rel=1e-5)

@@ -12,6 +12,8 @@ from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
 from multitask_kd.distill.crosshead import CrossHead
 from multitask_kd.engine import train as loop
+from multitask_kd.engine.optim import make_optimizer
+from multitask_kd.engine.run import build_run
 from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
 
@@ -26,6 +28,11 @@ ADAPTERS = {
     "distill.pkd": {"align.weight"},
 }
 SHORT = {"train.steps": 3, "train.log_every": 1, "train.save_every": 1, "eval.pictures": 0, "eval.images": 2}
+
+
+def built(config):
+    """The run of a config."""
+    return build_run(build.resolve_init(config))
 
 
 # --- what the config refuses, before anything is read
@@ -180,7 +187,7 @@ def test_numbers_and_sections_become_functions_of_progress(tiny, distilled, tmp_
     }
     config = tiny(tmp_path, {**distilled, "tasks.seg": seg})
     assert config.tasks["seg"].taught
-    run = build.recipe(config)
+    run = built(config)
     weights = {name: [run.objective.weights[name](p) for p in (0.0, 0.25, 0.5, 1.0)] for name in ("seg.hard.ce", "seg.soft.kl")}
     # alpha 0, .25, .5, .5; the soft loss's own weight 2, 2, 2, 1
     assert weights == {"seg.hard.ce": [3.0, 2.25, 1.5, 1.5], "seg.soft.kl": [0.0, 1.5, 3.0, 1.5]}
@@ -190,12 +197,12 @@ def test_numbers_and_sections_become_functions_of_progress(tiny, distilled, tmp_
 
 def test_scheduled_options_start_at_their_first_value_and_are_moved(tiny, distilled, tmp_path):
     soft = {"loss": "kl", "options": {"temperature": {"schedule": "staged", "values": [10, 5, 1]}}}
-    run = build.recipe(tiny(tmp_path, {**distilled, "tasks.seg": {"alpha": 0.5, "soft": soft}, "distill": TERMS}))
+    run = built(tiny(tmp_path, {**distilled, "tasks.seg": {"alpha": 0.5, "soft": soft}, "distill": TERMS}))
     kl, cwd = run.distiller.soft["seg"], run.distiller.terms["cwd"].loss
     assert kl.temperature == 10 and cwd.tau == 4
     seen = []
     for progress in (0.0, 0.5, 1.0):
-        run.distiller.at(progress)
+        run.distiller.set_progress(progress)
         seen.append((kl.temperature, cwd.tau))
     assert seen == [(10, 4.0), (5, 2.5), (1, 1.0)]
     places = {"tasks.seg.soft.options.temperature", "distill.cwd.options.tau", "distill.mgd.weight"}
@@ -230,7 +237,7 @@ def test_scheduled_options_start_at_their_first_value_and_are_moved(tiny, distil
         ),
         (
             {"student": "neck", "loss": "pkd"},
-            r"distill\.x\.student: 'neck': puts out a dict, not one tensor; tap a module inside it",
+            r"distill\.x\.student: 'neck': gives a dict, not one tensor; tap a module inside it",
         ),
         ({"student": "neck.p3", "loss": "kl"}, r"distill\.x\.loss: 'kl' compares predictions; tap heads\.seg"),
         ({"student": "heads.seg", "loss": "det_mse"}, r"distill\.x\.loss: 'det_mse' compares predictions; tap heads\.det"),
@@ -238,13 +245,13 @@ def test_scheduled_options_start_at_their_first_value_and_are_moved(tiny, distil
 )
 def test_a_term_that_cannot_be_computed_is_refused_before_the_first_step(tiny, distilled, tmp_path, term, message):
     with pytest.raises(UserError, match=message):
-        build.recipe(tiny(tmp_path, {**distilled, "distill": {"x": term}}))
+        built(tiny(tmp_path, {**distilled, "distill": {"x": term}}))
 
 
 def test_cells_of_several_strides_are_not_taken_for_tokens(tiny, distilled, tmp_path):
     """60 cells: 48 of stride 8, then 12 of stride 16. As a map it would be cells 12 to 59 in rows of 8."""
     with pytest.raises(UserError, match=r"distill\.x\.student: 'heads\.det'"):
-        build.recipe(tiny(tmp_path, {**distilled, "distill": {"x": {"student": "heads.det", "loss": "pkd"}}}))
+        built(tiny(tmp_path, {**distilled, "distill": {"x": {"student": "heads.det", "loss": "pkd"}}}))
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +314,7 @@ def test_every_term_is_logged(with_terms, read_lines):
 def test_adapters_learn(with_terms):
     config, folder = with_terms
     checkpoint.seed_everything(config.run.seed)
-    run = build.recipe(config)
+    run = built(config)
     own = {name: {k for k, _ in module.named_parameters()} for name, module in run.distiller.adapters().items()}
     assert own == ADAPTERS
     learnt = checkpoint.load(folder / "last.pt", "x")["resume"]["distiller"]
@@ -318,8 +325,8 @@ def test_adapters_learn(with_terms):
 
 
 def test_adapters_are_in_the_optimizer(with_terms):
-    run = build.recipe(with_terms[0])
-    optimizer = loop.make_optimizer(run.distiller, name="adamw", lr=1.0, weight_decay=0.0, momentum=0.9)
+    run = built(with_terms[0])
+    optimizer = make_optimizer(run.distiller, name="adamw", lr=1.0, weight_decay=0.0, momentum=0.9)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     learning = {id(p) for module in run.distiller.adapters().values() for p in module.parameters()}
     assert learning <= held and held == {id(p) for p in run.distiller.parameters()}
@@ -341,7 +348,7 @@ def test_terms_do_not_change_the_students_start(tiny, distilled, tmp_path, same_
     states, drawn = [], []
     for changes in ({}, distilled, {**distilled, "distill": TERMS}):
         checkpoint.seed_everything(0)
-        states.append(build.recipe(tiny(tmp_path, changes)).student.state_dict())
+        states.append(built(tiny(tmp_path, changes)).student.state_dict())
         drawn.append(torch.rand(1).item())
     same_weights(states[1], states[0])
     same_weights(states[2], states[0])
@@ -411,7 +418,7 @@ IN_PLACE = {"x": {"student": "backbone.model.layer1.0.bn1", "loss": "feature_mse
 
 
 def test_a_tap_that_is_written_over_is_copied_from_the_first_step_on(tiny, distilled, tmp_path):
-    run = build.recipe(tiny(tmp_path, {**distilled, "distill": IN_PLACE}))
+    run = built(tiny(tmp_path, {**distilled, "distill": IN_PLACE}))
     assert run.distiller.tapped.copied == run.teachers.members["teacher"].tapped.copied == {IN_PLACE["x"]["student"]}
     batch = run.first_batch()
     run.distiller(batch, run.teachers(batch))
@@ -457,10 +464,10 @@ def test_a_student_that_learns_from_its_own_deeper_layers(tiny, tmp_path, monkey
 
 def test_the_deeper_layer_is_not_pulled_to_the_shallower(tiny, tmp_path):
     term = {"student": "backbone.model.layer1", "teacher": "backbone.model.layer3", "loss": "pkd"}
-    run = build.recipe(tiny(tmp_path, {"teacher": {"source": "self"}, "distill": {"own": term}}))
+    run = built(tiny(tmp_path, {"teacher": {"source": "self"}, "distill": {"own": term}}))
     assert run.teachers is None and run.distiller.own_teacher
     run.distiller.train()
-    run.distiller(run.first_batch())["distill.own"].backward()
+    run.distiller(run.first_batch()).losses["distill.own"].backward()
     reached = {n for n, p in run.student.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(".layer1." in n for n in reached)
     assert not any(part in n for n in reached for part in (".layer2.", ".layer3.", "neck.", "heads."))
@@ -483,7 +490,7 @@ def test_a_student_that_is_taught_by_its_own_average(tiny, distilled, tmp_path, 
 
 def test_the_average_that_teaches_is_the_one_that_is_evaluated(tiny, distilled, tmp_path):
     changes = {**distilled, "teacher": {"source": "ema", "amp": "none"}, "train.ema": 0.9}
-    run = build.recipe(tiny(tmp_path, changes))
+    run = built(tiny(tmp_path, changes))
     before = {k: v.clone() for k, v in run.teachers.members["teacher"].net.state_dict().items()}
     average = loop.Ema(run.student, 0.9, run.teachers.members["teacher"].net)
     assert average.net is run.teachers.members["teacher"].net
@@ -514,11 +521,10 @@ def test_a_run_that_is_judged_by_the_teachers_heads(tiny, distilled, tmp_path, r
 
 
 def test_through_the_teachers_head_the_students_own_learns_nothing(tiny, distilled, tmp_path):
-    run = build.recipe(tiny(tmp_path, {**distilled, "tasks.det": CROSS}))
+    run = built(tiny(tmp_path, {**distilled, "tasks.det": CROSS}))
     run.distiller.train()
     batch = run.first_batch()
-    view = run.teachers(batch)
-    run.distiller(batch, view)["det.soft.det_soft"].backward()
+    run.distiller(batch, run.teachers(batch)).losses["det.soft.det_soft"].backward()
     grads = {n for n, p in run.distiller.named_parameters() if p.grad is not None and p.grad.any()}
     assert not any(n.startswith("student.heads.") for n in grads)
     assert any(n.startswith("student.neck.") for n in grads) and any(n.startswith("student.backbone.") for n in grads)
@@ -530,7 +536,7 @@ def test_through_the_teachers_head_the_students_own_learns_nothing(tiny, distill
 
 
 def test_the_teachers_pyramid_through_its_own_head_is_the_teachers_prediction(tiny, distilled, tmp_path):
-    run = build.recipe(tiny(tmp_path, distilled))
+    run = built(tiny(tmp_path, distilled))
     net = run.teachers.members["teacher"].net
     cross = CrossHead(net.heads["det"], {8: "fine", 16: "coarse"}, {8: (16, 16), 16: (16, 16)})
     with torch.no_grad():
@@ -539,8 +545,8 @@ def test_the_teachers_pyramid_through_its_own_head_is_the_teachers_prediction(ti
             conv.bias.zero_()
         images = torch.rand(2, 3, 48, 64)
         levels = net.neck([net.backbone((images - net.mean) / net.std)[i] for i in (2, 3, 4)])
-        said = cross({"fine": levels[8], "coarse": levels[16]})
-    assert torch.allclose(said, run.teachers.members["teacher"](images).preds["det"], atol=1e-5)
+        found = cross({"fine": levels[8], "coarse": levels[16]})
+    assert torch.allclose(found, run.teachers.members["teacher"](images).preds["det"], atol=1e-5)
     assert not any(k.startswith("_head") or "tower" in k for k in cross.state_dict())
 
 
@@ -617,18 +623,18 @@ def test_a_term_named_as_something_of_torch_is_refused():
 def test_a_share_of_a_gradient_that_does_not_reach_the_maps_is_refused(tiny, distilled, tmp_path):
     terms = {"stem": {"student": "backbone.model.conv1.0", "loss": "feature_mse"}}
     config = tiny(tmp_path, {**distilled, "distill": terms, "balance": {"method": "gradient", "options": {"share": 0.5}}})
-    run = build.recipe(config)
+    run = built(config)
     batch = run.first_batch()
-    losses = run.distiller(batch, run.teachers(batch))
+    found = run.distiller(batch, run.teachers(batch))
     with pytest.raises(UserError, match="gradient of 'distill.stem' does not reach the maps"):
-        run.objective(losses, 0.0, run.distiller.shared)
+        run.objective(found.losses, 0.0, found.shared)
 
 
 def test_a_group_of_weight_zero_is_left_out_of_the_balance(tiny, distilled, tmp_path):
     changes = {**distilled, "tasks.det.ratio": 0.0, "balance": {"method": "uncertainty"}}
-    run = build.recipe(tiny(tmp_path, changes))
+    run = built(tiny(tmp_path, changes))
     batch = run.first_batch()
-    run.objective(run.distiller(batch, run.teachers(batch)), 0.0)[0].backward()
+    run.objective(run.distiller(batch, run.teachers(batch)).losses, 0.0).total.backward()
     grads = {name: p.grad for name, p in run.distiller.balance.log_variance.items()}
     assert grads["det"] is None and grads["seg"] is not None
 

@@ -10,13 +10,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from multitask_kd import build, checkpoint
-from multitask_kd.engine import evaluate
+from multitask_kd.engine import evaluate, state
+from multitask_kd.engine import run as runs
 from multitask_kd.engine import train as loop
 from multitask_kd.engine.log import LossMeter, RunLog, clock, flatten
 from multitask_kd.engine.optim import Ema, lr_factor, make_optimizer
-from multitask_kd.engine.train import StopSignal, train
+from multitask_kd.engine.run import build_run
+from multitask_kd.engine.state import StopSignal
+from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
-from multitask_kd.tasks.segmentation import Segmentation
+from multitask_kd.tasks.semantic import Semantic
 
 HARD = {"seg.hard.ce", "det.hard.box", "det.hard.objectness", "det.hard.class"}
 SOFT = {"seg.soft.kl", "det.soft.det_mse"}
@@ -25,6 +28,11 @@ PLAIN_SGD = {
     "train.steps": 1, "train.log_every": 1, "train.clip": 0, "train.ema": 0, "eval.pictures": 0,
     "train.optimizer": {"name": "sgd", "lr": 0.25, "momentum": 0, "weight_decay": 0, "warmup": 0},
 }  # fmt: skip
+
+
+def built(config):
+    """The run of a config."""
+    return build_run(build.resolve_init(config))
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +46,12 @@ def plain_run(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def distilled_run(tiny, distilled, tmp_path_factory):
-    """A distilled run: (config, folder, its recipe)."""
+    """A distilled run: (config, folder, what was built for it)."""
     folder = tmp_path_factory.mktemp("distilled") / "run"
     config = tiny(folder, {**distilled, "data.labelled": 4, "train.steps": 5, "train.eval_every": 2})
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "recipe", lambda config: kept.append(build.recipe(config)) or kept[0])
+        patch.setattr(runs, "build_run", lambda init: kept.append(build_run(init)) or kept[0])
         train(config)
     return config, folder, kept[0]
 
@@ -77,7 +85,7 @@ def test_metrics_are_those_of_the_file_they_stand_beside(plain_run):
 
 def test_metrics_are_those_of_best_also_when_it_is_not_the_last(tiny, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(loop, "main_score", lambda *args: next(scores))
+    monkeypatch.setattr(state, "main_score", lambda *args: next(scores))
     config = tiny(tmp_path / "run", {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0})
     metrics = train(config)
     assert checkpoint.load(tmp_path / "run/best.pt", "x")["step"] == 1
@@ -87,7 +95,7 @@ def test_metrics_are_those_of_best_also_when_it_is_not_the_last(tiny, tmp_path, 
 
 def test_best_is_the_highest_mean_of_the_main_metrics(plain_run, tiny, tmp_path, monkeypatch):
     metrics = {"seg": {"mIoU": 40.0}, "det": {"mAP": 10.0}}
-    run = build.recipe(tiny(tmp_path / "run"))
+    run = built(tiny(tmp_path / "run"))
     assert evaluate.main_score(metrics, run.tasks) == 25.0
     assert evaluate.main_score({"seg": {"mIoU": 40.0}, "det": {"mAP": None}}, run.tasks) == 20.0
     assert evaluate.headline({"seg": {"mIoU": 1}, "det": {"mAP": 2, "mAP50": 3}}, run.tasks) == {
@@ -313,7 +321,7 @@ def test_lr_by_hand():
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_norms_and_biases_are_not_decayed(tiny, tmp_path, name, kind):
-    net = build.recipe(tiny(tmp_path / "run")).distiller
+    net = built(tiny(tmp_path / "run")).distiller
     net.student.neck.fpn.requires_grad_(False)
     optimizer = make_optimizer(net, name=name, lr=0.1, weight_decay=0.3, momentum=0.8)
     assert isinstance(optimizer, kind)
@@ -353,13 +361,13 @@ def test_average_by_hand():
 
 
 def start_of(config):
-    """The recipe of a run as train() starts from it."""
+    """A run as train() starts from it."""
     checkpoint.seed_everything(config.run.seed)
-    return build.recipe(config)
+    return built(config)
 
 
 def step_taken(config):
-    """Weight change of a run of one step, by name: (change, the recipe before it)."""
+    """Weight change of a run of one step, by name: (change, the run before it)."""
     run = start_of(config)
     before = {n: p.detach().clone() for n, p in run.student.named_parameters()}
     train(config)
@@ -375,7 +383,7 @@ def test_a_step_follows_the_mean_gradient_of_its_batches(tiny, tmp_path, accumul
     batches = list(run.train_batches(0))
     assert len(batches) == accumulate
     for batch, _ in batches:  # by hand: each batch's gradient, summed by autograd
-        run.objective(run.distiller(batch.to(run.device, channels_last=True), None))[0].backward()
+        run.objective(run.distiller(batch.to(run.device, channels_last=True), None).losses).total.backward()
     for name, p in run.student.named_parameters():
         torch.testing.assert_close(change[name], -0.25 * p.grad / accumulate, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -416,14 +424,14 @@ def test_fp16_on_a_cpu_is_refused(tiny, tmp_path, distilled):
 
 def spoil(monkeypatch, at, spoiler):
     """Cross-entropy goes through ``spoiler`` from the ``at``-th batch on."""
-    calls, losses = [], Segmentation.losses
+    calls, losses = [], Semantic.losses
 
     def spoilt(self, *args):
         calls.append(1)
         found = losses(self, *args)
         return {"ce": spoiler(found["ce"])} if len(calls) >= at else found
 
-    monkeypatch.setattr(Segmentation, "losses", spoilt)
+    monkeypatch.setattr(Semantic, "losses", spoilt)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files for a device: what they say is what PyTorch says."""
+"""Files for a device: they give what PyTorch gives."""
 
 import io
 import json
@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import several_tasks
 import torch
 
 from multitask_kd import build, checkpoint
@@ -18,9 +19,12 @@ from multitask_kd.engine.export import Export, export
 from multitask_kd.engine.networks import open_network
 from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
-from multitask_kd.export import decode, describe, parity, program, quantise
+from multitask_kd.export import describe, parity, program, quantise
 from multitask_kd.export import onnx as onnx_files
 from multitask_kd.export.module import Exported
+from multitask_kd.models import decoders
+from multitask_kd.tasks.base import build_task
+from multitask_kd.tasks.detection import without_counterpart
 
 onnx = pytest.importorskip("onnx")
 for _package in ("onnxscript", "onnxruntime"):
@@ -106,14 +110,6 @@ def test_decoded_outputs_are_what_the_tasks_decode(net, files, name, given):
         assert (found["seg"].argmax(1) != mask).float().mean() < 1e-3 and len(mask.unique()) > 1
 
 
-def test_suppression_is_within_an_image_and_a_class():
-    """Three boxes at one place: of two of one class the better stays, the one of another class and the other image's stay."""
-    box = torch.tensor([10.0, 10, 20, 20])
-    boxes, scores = box.expand(2, 3, 4), torch.tensor([[0.9, 0.8, 0.7]]).expand(2, 3)
-    kept = decode.unsuppressed(boxes, torch.tensor([[0, 0, 1], [1, 0, 1]]), scores, 2, 0.6, 65.0)
-    assert kept.tolist() == [[True, False, True], [True, True, False]]
-
-
 def test_figures_are_those_of_the_checkpoint(trained, config, files):
     expected = evaluate_checkpoint(config, trained)
     assert expected["seg"]["mIoU"] > 15 and expected["det"]["mAP50"] > 1, "nothing to compare"
@@ -161,6 +157,107 @@ def test_free_sides(net, trained, tmp_path):
         torch.testing.assert_close(network.run(batch).preds["det"], net(batch).preds["det"], atol=1e-4, rtol=1e-4)
 
 
+# several tasks of a kind
+
+
+NAMES = [
+    *several_tasks.TASKS,
+    *("mask", "lane_mask"),
+    *("boxes", "scores", "classes", "sign_boxes", "sign_scores", "sign_classes"),
+    *("weather_label", "weather_score", "distance_depth"),
+]
+
+
+@pytest.fixture(scope="module")
+def several(home):
+    """The path of a checkpoint with tasks of every kind, and its network."""
+    path = str(home / "several.pt")
+    return path, several_tasks.write(path, config={"tasks": {"sign": {"decode": {"max_detections": 7}}}})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["several.onnx", "several.pt2"])
+def test_every_task_is_decoded_under_its_own_name(several, home, name):
+    checkpoint_path, net = several
+    result = export(Export(checkpoint_path, str(home / name), decode=["det.max_detections=5"]))
+    found = result.description
+    assert list(found["outputs"]) == NAMES and "float32" in found["outputs"]["distance_depth"]
+    assert found["decode"]["det"]["max_detections"] == 5 and found["decode"]["sign"]["max_detections"] == 7
+    assert found["decode"]["lane"] == {} and found["strides"]["sign"] == [8]
+    assert [gap.task.name for gap in result.decoded] == list(several_tasks.TASKS)
+    assert "lane_mask: 0.000 % of the pixels have another class" in str(result)
+    assert "\nweather images: 0 of 4 have another class" in str(result)
+
+    network = open_network(str(home / name), "x", CPU)
+    assert network.decoded and {n: t.kind for n, t in network.tasks.items()} == {
+        n: part["kind"] for n, part in several_tasks.TASKS.items()
+    }
+    preds, expected = network.run(images(3)).preds, net(images(3)).preds
+    for task in network.tasks.values():
+        options = found["decode"][task.name]
+        decoded, true = (task.decode(p[task.name], SIZE, **options) for p in (preds, expected))
+        if task.kind == "detection":
+            assert [len(image.scores) for image in decoded] == [options["max_detections"]] * 3
+            for one, other in zip(decoded, true, strict=True):
+                torch.testing.assert_close(one.boxes, other.boxes, atol=1e-3, rtol=0)
+                assert torch.equal(one.classes, other.classes)
+        elif task.kind == "depth":
+            torch.testing.assert_close(decoded, true, atol=0, rtol=1e-3)
+            assert float(true.max()) > 2 * float(true.min()), "nothing to compare"
+        else:
+            assert (decoded.argmax(1) != true.argmax(1)).float().mean() < 1e-3
+
+
+@torch.no_grad()
+def test_raw_outputs_of_several_tasks(several, home):
+    path, net = several
+    assert not export(Export(path, str(home / "several_raw.onnx"))).decoded
+    network, expected = open_network(str(home / "several_raw.onnx"), "x", CPU), net(images(2)).preds
+    found = network.run(images(2)).preds
+    assert list(found) == list(several_tasks.TASKS) and not network.decoded
+    for task, pred in expected.items():
+        assert parity.gap(task, pred, found[task]).within(1e-4), task
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("max_detections=3", "--decode.max_detections: the tasks det and sign have it; say which: "
+         "det.max_detections=3 or sign.max_detections=3"),
+        ("lane.max_detections=3", "--decode.lane.max_detections: no such option"),
+        ("sign.nms=1", "--decode.sign.nms: no such option; did you mean 'sign.nms_iou'?"),
+        ("sign.nms_iou=high", "--decode.sign.nms_iou: needs a number"),
+        ("det.nms_iou=2", "--decode.det: nms_iou: 2"),
+        ("0.3", "--decode: '0.3': write it as key=value; keys: det.score_threshold, sign.score_threshold"),
+        ("det.nms_iou=[", "the value is not YAML"),
+    ],
+)  # fmt: skip
+def test_an_option_that_several_tasks_have_names_its_task(several, tmp_path, given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        export(Export(several[0], str(tmp_path / "x.pt2"), decode=[given]))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_network_without_options_of_decoding(tmp_path):
+    tasks = {name: several_tasks.TASKS[name] for name in ("lane", "weather")}
+    several_tasks.write(tmp_path / "x.pt", tasks)
+    with pytest.raises(UserError, match="--decode: nms_iou=0.5: no task of the network has an option of decoding"):
+        export(Export(str(tmp_path / "x.pt"), str(tmp_path / "x.pt2"), decode=["nms_iou=0.5"]))
+
+
+def test_names_that_would_meet_in_a_file():
+    def named(**kinds):
+        return {name: build_task(name, kind, ["a", "b"], (4,)) for name, kind in kinds.items()}
+
+    met = named(seg="semantic", mask="semantic")
+    assert list(describe.outputs(met, None)) == ["seg", "mask"]
+    with pytest.raises(UserError, match="tasks.mask: .*called 'mask'.*leave --decode out, or train it under another name"):
+        describe.outputs(met, {"seg": {}, "mask": {}})
+    assert list(describe.outputs(met, {"mask": {}})) == ["seg", "mask", "mask_mask"]
+    with pytest.raises(UserError, match="tasks.images: .*called 'images'.*; train it under another name"):
+        describe.outputs(named(images="classification"), None)
+
+
 # INT8
 
 
@@ -182,6 +279,22 @@ def test_int8_is_smaller_measured_and_runs(config, files, net):
     taken = next(row for row in after if row["float"] == accuracy["float"])
     again = evaluate_checkpoint(config, path)
     assert again["images"] == 12 and abs(again["seg"]["mIoU"] - taken["figures"]["mIoU"]) < 20
+
+
+def test_the_table_of_what_int8_costs():
+    """Figures under the names of their tasks, errors with the digits of their kind."""
+    tasks = {
+        "seg": build_task("seg", None, ["a"], (4,)),
+        "lane": build_task("lane", "semantic", ["a"], (4,)),
+        "distance": build_task("distance", "depth", [], (4,)),
+    }
+    figures = {"mIoU": 60.0, "lane mIoU": 50.0, "delta1": 91.5, "AbsRel": 0.12345}
+    row = {"precision": "int8", "float": "nothing", "figures": figures}
+    text = exporting.accuracy_table({"images": 9, "float": "nothing", "measured": [row]}, tasks)
+    head, titles, _, line = text.splitlines()
+    assert head.startswith("9 images of data.val, figures in percent")
+    assert [t.strip() for t in titles.split("  ") if t.strip()][2:4] == ["mIoU", "lane mIoU"] and "AbsRel" in titles
+    assert line.split()[-6:] == ["60.00", "50.00", "91.50", "0.123", "this", "one"]
 
 
 def test_what_stays_in_float(files):
@@ -225,14 +338,14 @@ def test_int8_keeps_more_in_float_where_that_is_needed(monkeypatch):
 
 
 class Off(Exported):
-    """Says a thousandth more than the network."""
+    """Gives a thousandth more than the network."""
 
     def forward(self, images):
         raw, *rest = super().forward(images)
         return (raw * 1.001, *rest)
 
 
-def test_a_file_that_says_something_else_is_not_kept(trained, tmp_path, monkeypatch):
+def test_a_file_that_gives_something_else_is_not_kept(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "Exported", Off)
     out = tmp_path / "net.pt2"
     out.write_bytes(b"the old file")
@@ -243,10 +356,10 @@ def test_a_file_that_says_something_else_is_not_kept(trained, tmp_path, monkeypa
     assert len(out.read_bytes()) > 1000 and os.listdir(tmp_path) == ["net.pt2"]
 
 
-def test_decoding_that_says_something_else_is_not_kept(trained, tmp_path, monkeypatch):
-    true = decode.unsuppressed
-    monkeypatch.setattr(decode, "unsuppressed", lambda *args: true(*args[:4], 0.01, args[5]))
-    with pytest.raises(UserError, match=r"\d+ of \d+ detections have no counterpart"):
+def test_decoding_that_gives_something_else_is_not_kept(trained, tmp_path, monkeypatch):
+    true = decoders.unsuppressed
+    monkeypatch.setattr(decoders, "unsuppressed", lambda *args: true(*args[:4], 0.01, args[5]))
+    with pytest.raises(UserError, match=r"not PyTorch's: detections: \d+ of \d+ without a counterpart, more than 1 %"):
         export(Export(trained, str(tmp_path / "net.pt2"), decode=DECODE))
     assert os.listdir(tmp_path) == []
 
@@ -269,14 +382,29 @@ def test_a_missing_detection_is_counted():
 
     a = One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 1])
     swapped = One([[5.0, 5, 9, 9], [0.0, 0, 9, 9]], [0.5, 0.9], [1, 0])
-    assert parity.detections([a], [swapped], 1e-4) == (0, 4)
-    assert parity.detections([a], [One([[0.0, 0, 9, 9]], [0.9], [0])], 1e-4) == (1, 3)
-    assert parity.detections([a], [One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 0])], 1e-4) == (2, 4)
-    assert parity.detections([a], [One([], [], [])], 1e-4) == (2, 2)
+    assert without_counterpart([a], [swapped], 1e-4) == (0, 4)
+    assert without_counterpart([a], [One([[0.0, 0, 9, 9]], [0.9], [0])], 1e-4) == (1, 3)
+    assert without_counterpart([a], [One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 0])], 1e-4) == (2, 4)
+    assert without_counterpart([a], [One([], [], [])], 1e-4) == (2, 2)
+
+
+def test_differences_of_decoding_in_words():
+    """A share of many things, a number of few; of a task with a name of its own with it; batches are added up."""
+    seg, det = build_task("seg", None, ["a"], (4,)), build_task("det", None, ["a"], (8,))
+    lane, sign = build_task("lane", "semantic", ["a"], (4,)), build_task("sign", "detection", ["a"], (8,))
+    gaps = [parity.DecodedGap(task, 3, 20_000, 1e-3, "pixels have another class") for task in (seg, lane)]
+    assert str(gaps[0]) == "mask: 0.015 % of the pixels have another class"
+    assert str(gaps[1]) == "lane_mask: 0.015 % of the pixels have another class"
+    gaps += [parity.DecodedGap(task, 1, 40, 1e-2, "detections without a counterpart") for task in (det, sign, sign)]
+    assert [g.is_close for g in gaps] == [True, True, False, False, False]
+    *masks, one, both = map(str, parity.together(gaps))
+    assert len(masks) == 2 and one == "detections: 1 of 40 without a counterpart"
+    assert both == "sign detections: 2 of 80 without a counterpart"
+    assert parity.DecodedGap(det, 1, 100, 1e-2, "").is_close and parity.DecodedGap(det, 0, 0, 0, "x y").is_close
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"out": "net.onx"}, "--out: 'net.onx' ends in '.onx', which is no format here; did you mean '.onnx'?"),
         ({"out": "net.pt2", "precision": "int8"}, "--int8 is for ONNX; give an --out that ends in .onnx"),
@@ -284,7 +412,7 @@ def test_a_missing_detection_is_counted():
         ({"precision": "int8"}, "--int8: needs --config"),
         ({"images": 4}, "--images: is for --int8"),
         ({"eval_images": 0, "precision": "int8"}, "--eval-images: 0 is not a number of images"),
-        ({"decode": [], "dynamic_size": True}, "--dynamic-size: boxes and masks are decoded for one size"),
+        ({"decode": [], "dynamic_size": True}, "--dynamic-size: outputs are decoded for one size"),
         ({"tolerance": 0.0}, "--tolerance: 0.0 is not a number above 0"),
         ({"decode": ["score_treshold=0.3"]}, "--decode.score_treshold: no such option; did you mean 'score_threshold'?"),
         ({"decode": ["nms_iou=2"]}, "--decode: nms_iou: 2"),
@@ -294,9 +422,9 @@ def test_a_missing_detection_is_counted():
         ({"checkpoint": "none.pt"}, "--checkpoint: there is no checkpoint none.pt"),
     ],
 )
-def test_faulty_options(trained, tmp_path, monkeypatch, options, said):
+def test_faulty_options(trained, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         export(Export(**{"checkpoint": trained, "out": "net.onnx", **options}))
     assert os.listdir(tmp_path) == []
 
@@ -332,8 +460,8 @@ def test_packages_that_are_not_installed(trained, files, tmp_path, monkeypatch):
 # files of others
 
 
-def refused(path, said):
-    with pytest.raises(UserError, match=said) as error:
+def refused(path, message):
+    with pytest.raises(UserError, match=message) as error:
         open_network(str(path), "--checkpoint", CPU)
     assert str(error.value).startswith("--checkpoint: ") and "path: " not in str(error.value)
 
@@ -346,7 +474,7 @@ def test_files_of_others(files, tmp_path):
     foreign = tmp_path / "foreign.onnx"
     onnx.save(model, foreign)
     refused(foreign, "was not written by tools/export.py")
-    for text, said in (
+    for text, message in (
         ("{}", "not 'multitask_kd.export/1' but 'None'"),
         ("no json", "nothing that can be read"),
         ("[]", "nothing"),
@@ -354,7 +482,7 @@ def test_files_of_others(files, tmp_path):
         del model.metadata_props[:]
         model.metadata_props.add(key=describe.KEY, value=text)
         onnx.save(model, foreign)
-        refused(foreign, said)
+        refused(foreign, message)
 
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3, 4, 4),)), tmp_path / "foreign.pt2")
     refused(tmp_path / "foreign.pt2", "was not written by tools/export.py")
@@ -367,24 +495,84 @@ def test_files_of_others(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ({"arch": []}, "damaged (arch.tasks)"),
         ({"arch": {"tasks": {"seg": {"classes": ["a"]}}}}, "damaged (arch.input_size)"),
         ({"strides": {}}, "damaged (strides)"),
         ({"params": "many"}, "damaged (params)"),
         ({"decode": {"depth": {}}}, "damaged (decode)"),
+        ({"decode": ["seg"]}, "damaged (decode)"),
         ({"outputs": {"a": "", "b": ""}}, "damaged (outputs)"),
-        ({"strides": {"seg": [4], "det": [4]}}, "its output 'det' is"),  # told by what it gives
+        ({"strides": {"seg": [4], "det": [4]}}, "its output 'det' is"),  # seen in what it gives
     ],
 )
-def test_a_description_that_was_altered(files, tmp_path, part, said):
+def test_a_description_that_was_altered(files, tmp_path, part, message):
     model, altered = onnx.load(files("raw.onnx")), tmp_path / "altered.onnx"
     model.metadata_props[0].value = json.dumps(json.loads(model.metadata_props[0].value) | part)
     onnx.save(model, altered)
     with pytest.raises(UserError) as error:
         open_network(str(altered), "--checkpoint", CPU).run(images(2))
-    assert said in str(error.value) and "export it again" in str(error.value)
+    assert message in str(error.value) and "export it again" in str(error.value)
+
+
+def description_in(path):
+    return json.loads(onnx.load(path).metadata_props[0].value)
+
+
+@torch.no_grad()
+def test_files_written_before_tasks_had_kinds(files, tmp_path):
+    """The kinds of seg and det follow from their names."""
+    model, altered = onnx.load(files("decoded.onnx", decode=[])), tmp_path / "old.onnx"
+    description = json.loads(model.metadata_props[0].value)
+    for part in description["arch"]["tasks"].values():
+        part.pop("kind", None)
+    model.metadata_props[0].value = json.dumps(description)
+    onnx.save(model, altered)
+    old, new = (open_network(str(p), "x", CPU) for p in (altered, files("decoded.onnx", decode=[])))
+    assert {name: task.kind for name, task in old.tasks.items()} == {"seg": "semantic", "det": "detection"}
+    for one, other in zip(old.run(images(1)).preds["det"], new.run(images(1)).preds["det"], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"kind": "edges"}, "x: net.onnx: arch.tasks.seg.kind: unknown kind of task 'edges'"),
+        ({"kind": 3}, "damaged (arch.tasks)"),
+        ({"kind": "semantic", "classes": []}, "damaged (arch.tasks)"),
+        ({"kind": "detection"}, None),
+    ],
+)
+def test_kinds_in_a_description(files, part, message):
+    description = description_in(files("raw.onnx"))
+    description["arch"]["tasks"]["seg"].update(part)
+    if message is None:
+        found = describe.tasks(describe.read(json.dumps(description), "net.onnx", "x"))
+        assert {name: task.kind for name, task in found.items()} == {"seg": "detection", "det": "detection"}
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        describe.read(json.dumps(description), "net.onnx", "x")
+
+
+def test_a_name_that_does_not_say_its_kind(files):
+    description = description_in(files("raw.onnx"))
+    for parts in (description["arch"]["tasks"], description["strides"], description["outputs"]):
+        parts["lane"] = parts.pop("det")
+    description["arch"]["tasks"]["lane"].pop("kind", None)
+    with pytest.raises(UserError, match="net.onnx: arch.tasks.lane: needs kind; known: .*detection"):
+        describe.read(json.dumps(description), "net.onnx", "x")
+
+
+@torch.no_grad()
+def test_an_output_that_is_not_there(files, tmp_path):
+    model, altered = onnx.load(files("decoded.onnx", decode=[])), tmp_path / "altered.onnx"
+    kept = [output for output in model.graph.output if output.name != "scores"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    onnx.save(model, altered)
+    with pytest.raises(UserError, match="its output 'scores' is not there.*export it again"):
+        open_network(str(altered), "--checkpoint", CPU).run(images(1))
 
 
 def test_other_classes_than_the_file_gives(files, tmp_path):
@@ -393,7 +581,7 @@ def test_other_classes_than_the_file_gives(files, tmp_path):
     description["arch"]["tasks"]["seg"]["classes"].append("one more")
     model.metadata_props[0].value = json.dumps(description)
     onnx.save(model, altered)
-    with pytest.raises(UserError, match="its output 'seg' is .* not what it says of itself"):
+    with pytest.raises(UserError, match="its output 'seg' is .* not what it is described as"):
         open_network(str(altered), "--checkpoint", CPU).run(images(2))
 
 

@@ -20,15 +20,9 @@ def random(*shape, seed=0, scale=1.0):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def mgd(channels, **options):
-    loss = MGD(**options)
-    loss.prepare(channels)
-    return loss
-
-
 def identity_mgd(channels, **options):
     """Both convolutions hand every channel on as it is: 1 at the kernel's centre, for maps of at least 0 (ReLU)."""
-    loss = mgd(channels, **options)
+    loss = MGD(channels, **options)
     with torch.no_grad():
         for conv in (loss.generator[0], loss.generator[2]):
             conv.weight.zero_()
@@ -39,18 +33,23 @@ def identity_mgd(channels, **options):
 
 
 def test_the_losses_that_compare_maps():
-    assert {name for name in LOSSES.names() if LOSSES.get(name, "x").maps} >= {"cwd", "feature_mse", "mgd", "pkd"}
+    assert {name for name in LOSSES.names() if LOSSES.get(name, "x").maps} >= {
+        "cwd",
+        "feature_mse",
+        "mgd",
+        "pkd",
+    }
     assert [name for name in LOSSES.names() if LOSSES.get(name, "x").norm] == ["cwd"]
 
 
-@pytest.mark.parametrize("make", [CWD, FeatureMSE, PKD, lambda: mgd(3)])
+@pytest.mark.parametrize("make", [CWD, FeatureMSE, PKD, lambda: MGD(3)])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 2), (1, 3, 4, 4), (2, 2, 4, 4), (2, 3, 4, 1)])
 def test_other_shapes_are_refused(make, shape):
     with pytest.raises(ValueError, match=r"the student's map \[2, 3, 4, 4\] and the teacher's .* differ"):
         make()(torch.zeros(2, 3, 4, 4), torch.zeros(shape))
 
 
-@pytest.mark.parametrize("make", [CWD, FeatureMSE, PKD, lambda: mgd(3)])
+@pytest.mark.parametrize("make", [CWD, FeatureMSE, PKD, lambda: MGD(3)])
 def test_the_result_is_a_float32_scalar_with_a_gradient_for_the_student(make):
     student = random(2, 3, 4, 4, seed=1).to(torch.bfloat16).requires_grad_()
     loss = make()
@@ -60,6 +59,71 @@ def test_the_result_is_a_float32_scalar_with_a_gradient_for_the_student(make):
     value.backward()
     assert value.shape == () and value.dtype == torch.float32 and value > 0
     assert student.grad.isfinite().all() and student.grad.ne(0).any()
+
+
+def some_places(seed=7, shape=(2, 4, 5)):
+    """bool [B,H,W] in which both images have places and lack some."""
+    mask = random(*shape, seed=seed) > 0.2
+    assert mask.flatten(1).any(1).all() and not mask.flatten(1).all(1).any()
+    return mask
+
+
+# what each is of one image's places alone, [C,n] each in float64
+ALONE = {
+    "cwd": lambda s, t: (
+        9 * ((t / 3).softmax(1) * ((t / 3).log_softmax(1) - (s / 3).log_softmax(1))).sum(1).mean()
+    ),
+    "feature_mse": lambda s, t: ((s - t) ** 2).mean(),
+}
+
+
+@pytest.mark.parametrize(("name", "loss"), [("cwd", CWD(tau=3.0)), ("feature_mse", FeatureMSE())])
+def test_with_a_mask_it_is_that_of_what_is_left_alone(name, loss):
+    student, teacher, mask = (
+        random(2, 3, 4, 5, seed=1).requires_grad_(),
+        random(2, 3, 4, 5, seed=2),
+        some_places(),
+    )
+    value = loss(student, teacher, None, mask)
+    value.backward()
+    each = [[x[i, :, mask[i]].detach().double() for x in (student, teacher)] for i in range(2)]
+    counts = (
+        mask.flatten(1).sum(1).double() if name == "feature_mse" else torch.ones(2)
+    )  # an image, or its places, count
+    expected = sum(ALONE[name](*pair) * n for pair, n in zip(each, counts, strict=True)) / counts.sum()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    places = student.grad.movedim(1, -1)
+    assert places[~mask].eq(0).all() and places[mask].ne(0).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    "loss", [CWD(), FeatureMSE(), PKD(), MGD(3)], ids=["cwd", "feature_mse", "pkd", "mgd"]
+)
+def test_what_is_masked_out_counts_in_neither_sum_nor_divisor(loss):
+    student, teacher, mask = (
+        random(2, 3, 4, 5, seed=1).requires_grad_(),
+        random(2, 3, 4, 5, seed=2),
+        some_places(),
+    )
+
+    def value(*args):
+        torch.manual_seed(0)  # what mgd hides
+        return loss(*args)
+
+    # the teacher's values there do not matter
+    wild = torch.where(mask[:, None], teacher, 50.0)
+    assert value(student, teacher, None, mask).item() == pytest.approx(
+        value(student, wild, None, mask).item(), rel=1e-6
+    )
+    # a mask of everything is no mask; with nothing left the loss is 0, and so is its gradient
+    everything = value(student, teacher, None, torch.ones_like(mask))
+    assert everything.item() == pytest.approx(value(student, teacher).item(), rel=1e-5)
+    nothing = value(student, teacher, None, torch.zeros_like(mask))
+    assert nothing.item() == 0 and torch.autograd.grad(nothing, student)[0].eq(0).all()
+    # of an image without any place the rest is not diluted
+    one = mask & torch.tensor([True, False])[:, None, None]
+    alone = value(student[:1], teacher[:1], None, mask[:1])
+    assert value(student, teacher, None, one).item() == pytest.approx(alone.item(), rel=1e-5)
 
 
 # --- feature_mse
@@ -169,6 +233,17 @@ def test_cwd_refuses_a_tau_that_is_not_above_0(tau):
         CWD(tau=tau)
 
 
+def test_cwd_with_a_mask_by_hand():
+    # Of three places the last is masked out: (3/4, 1/4) against (1/2, 1/2), as if it were not there
+    student, teacher = torch.zeros(1, 1, 1, 3), torch.tensor([[[[LN3, 0.0, 9.0]]]])
+    mask = torch.tensor([[[True, True, False]]])
+    assert CWD()(student, teacher, None, mask).item() == pytest.approx(0.130812, abs=1e-6)
+    # a second image without any place counts in neither sum nor divisor
+    both = [x.repeat(2, 1, 1, 1) for x in (student, teacher)]
+    two = torch.cat([mask, torch.zeros_like(mask)])
+    assert CWD()(*both, None, two).item() == pytest.approx(0.130812, abs=1e-6)
+
+
 # --- mgd
 
 
@@ -176,7 +251,9 @@ def test_mgd_by_hand_with_an_identity_generator_and_nothing_hidden():
     student, teacher = random(3, 2, 4, 5, seed=1).abs(), random(3, 2, 4, 5, seed=2)
     squares = float((student.double() - teacher.double()).square().sum())
     assert identity_mgd(2, masked=0.0)(student, teacher).item() == pytest.approx(squares / 3 * 2e-5, rel=1e-5)
-    assert identity_mgd(2, masked=0.0, factor=0.5)(student, teacher).item() == pytest.approx(squares / 3 * 0.5, rel=1e-5)
+    assert identity_mgd(2, masked=0.0, factor=0.5)(student, teacher).item() == pytest.approx(
+        squares / 3 * 0.5, rel=1e-5
+    )
     assert identity_mgd(2, masked=0.0)(teacher.abs(), teacher.abs()).item() == 0
 
 
@@ -212,17 +289,16 @@ def test_mgd_hides_places_in_all_channels_and_anew_for_every_image_and_step():
 
 
 def test_mgd_generator_is_two_convolutions_of_the_given_channels():
-    assert MGD().generator is None and not list(MGD().parameters())
-    loss = mgd(6)
+    loss = MGD(6)
     # 3x3, 6 to 6 channels, with bias, twice: 2 * (6 * 6 * 9 + 6)
     assert sum(p.numel() for p in loss.parameters()) == 2 * (6 * 6 * 9 + 6)
     assert all(p.requires_grad for p in loss.parameters())
-    assert not mgd(6)(random(2, 6, 5, 7), random(2, 6, 5, 7)).isnan()
+    assert not MGD(6)(random(2, 6, 5, 7), random(2, 6, 5, 7)).isnan()
 
 
 def test_mgd_generator_learns_to_make_the_teachers_map():
     torch.manual_seed(0)
-    loss = mgd(3, masked=0.3, factor=1.0)
+    loss = MGD(3, masked=0.3, factor=1.0)
     student = random(2, 3, 6, 6, seed=1)
     teacher = 2 * student.roll(1, dims=1) + 1
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
@@ -237,10 +313,41 @@ def test_mgd_generator_learns_to_make_the_teachers_map():
     assert sum(values[-10:]) < 0.6 * sum(values[:10])
 
 
-@pytest.mark.parametrize("options", [{"masked": 1.0}, {"masked": -0.1}, {"factor": 0.0}, {"factor": float("inf")}])
+def test_mgd_with_a_mask_by_hand():
+    """Ones against zeros in 3 of 8 places of one image and in all of another: each counts 2 * 8 squares."""
+    loss = identity_mgd(2, masked=0.0, factor=1.0)
+    mask = torch.zeros(3, 2, 4, dtype=torch.bool)
+    mask[0, 0, :3], mask[1] = True, True
+    student = torch.ones(3, 2, 2, 4, requires_grad=True)
+    value = loss(student, torch.zeros(3, 2, 2, 4), None, mask)
+    value.backward()
+    assert value.item() == pytest.approx(16)  # 6 * 8 / 3 and 16, over the 2 images that have places
+    assert student.grad.movedim(1, -1)[~mask].eq(0).all()
+    assert student.grad[0, :, 0, :3].flatten().tolist() == pytest.approx([2 * 8 / 3 / 2] * 6)
+
+
+def test_mgd_reads_masked_out_places_only_to_make_those_that_are_not():
+    """Two convolutions of 3x3 read two places far; from further away no gradient comes."""
+    torch.manual_seed(0)
+    student = random(1, 2, 9, 9, seed=1).requires_grad_()
+    mask = torch.zeros(1, 9, 9, dtype=torch.bool)
+    mask[0, 4, 4] = True
+    MGD(2, masked=0.0)(student, random(1, 2, 9, 9, seed=2), None, mask).backward()
+    reached = student.grad[0].ne(0).any(0)
+    assert (
+        reached[2:7, 2:7].any()
+        and not reached[:2].any()
+        and not reached[:, 7:].any()
+        and not reached[7:].any()
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"masked": 1.0}, {"masked": -0.1}, {"factor": 0.0}, {"factor": float("inf")}]
+)
 def test_mgd_refuses_bad_options(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        MGD(**options)
+        MGD(3, **options)
 
 
 # --- pkd
@@ -297,3 +404,18 @@ def test_pkd_computes_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         low = PKD()(student, teacher)
     assert torch.equal(low, PKD()(student.float(), teacher.float()))
+
+
+def test_pkd_with_a_mask_is_one_less_the_correlation_of_what_is_left():
+    student, teacher, mask = (
+        random(2, 3, 4, 5, seed=1).requires_grad_(),
+        random(2, 3, 4, 5, seed=2),
+        some_places(),
+    )
+    value = PKD()(student, teacher, None, mask)
+    value.backward()
+    s, t = (x.detach().double().movedim(1, -1)[mask].T.numpy() for x in (student, teacher))
+    correlations = [np.corrcoef(s[c], t[c])[0, 1] for c in range(3)]
+    assert value.item() == pytest.approx(1 - np.mean(correlations), abs=2e-5)
+    places = student.grad.movedim(1, -1)
+    assert places[~mask].eq(0).all() and places[mask].ne(0).any(-1).all()

@@ -28,7 +28,7 @@ def test_one_folder(place):
     assert [data.name(i) for i in range(len(data))] == ["2.png", "deep/1.PNG"] and not data.classes and not data.faults
     sample = data.read(1)
     assert sample.image.shape == (2, 3, 3) and (sample.image == 10).all()
-    assert sample.mask is sample.boxes is sample.classes is None
+    assert sample.labels == {}
     for index in (2, -1):
         with pytest.raises(IndexError):
             data.read(index)

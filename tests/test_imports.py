@@ -114,3 +114,18 @@ def test_a_tool_parses_and_calls(path):
     modules = {name for n in top for name in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])}
     ours = {m for m in modules if m.startswith("multitask_kd")}
     assert ours <= {"multitask_kd.cli"} and not modules & {"torch", "torchvision", "numpy"}
+
+
+def test_the_package_stays_small_at_its_root():
+    assert len(list(PACKAGE.glob("*.py"))) <= 9
+
+
+def test_functions_stay_short():
+    """The loop alone may be longer: it tells the whole story."""
+    long = [
+        f"{path.relative_to(PACKAGE)}: {node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert long == ["engine/train.py: train"]

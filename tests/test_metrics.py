@@ -8,6 +8,8 @@ from pycocotools.cocoeval import COCOeval
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.metrics import mean_ap
+from multitask_kd.metrics.accuracy import Accuracy
+from multitask_kd.metrics.depth import DepthErrors
 from multitask_kd.metrics.mean_ap import MeanAP
 from multitask_kd.metrics.miou import MeanIoU
 
@@ -65,7 +67,11 @@ def test_miou_batches_tensors_and_single_images_count_the_same():
 def test_miou_perfect_and_empty():
     truth = np.random.default_rng(0).integers(0, 3, (2, 9, 9))
     metric = MeanIoU("abc")
-    assert metric.compute() == {"mIoU": None, "pixel_accuracy": None, "IoU": {"a": None, "b": None, "c": None}}
+    assert metric.compute() == {
+        "mIoU": None,
+        "pixel_accuracy": None,
+        "IoU": {"a": None, "b": None, "c": None},
+    }
     metric.update(np.zeros((2, 2), int), np.full((2, 2), IGNORE))
     assert metric.compute()["mIoU"] is None
     metric.update(truth, truth)
@@ -150,10 +156,14 @@ def test_ap_perfect(backend, capfd):
     random = np.random.default_rng(0)
     for image in range(6):
         corner = random.random((5, 2)) * 300
-        boxes = np.concatenate([corner, corner + random.choice([20, 60, 150], (5, 1))], axis=1).astype(np.float32)
+        boxes = np.concatenate([corner, corner + random.choice([20, 60, 150], (5, 1))], axis=1).astype(
+            np.float32
+        )
         classes = np.arange(5) % 2
         area = (boxes[:, 2] - boxes[:, 0]) ** 2
-        metric.update(image, (480, 640), (boxes, np.ones(5), classes), (boxes, classes, np.zeros(5, bool), area))
+        metric.update(
+            image, (480, 640), (boxes, np.ones(5), classes), (boxes, classes, np.zeros(5, bool), area)
+        )
     result = metric.compute()
     for key in ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large", "AR10", "AR100", "AR_small"):
         assert result[key] == 100.0, key
@@ -246,14 +256,22 @@ def random_set(images=40, classes=4):
         count = int(random.integers(0, 7))
         corner = random.random((count, 2)) * [400, 250]
         boxes = np.concatenate(
-            [corner, corner + random.choice([12, 60, 180], (count, 1)) * random.uniform(0.7, 1.3, (count, 2))], 1
+            [
+                corner,
+                corner + random.choice([12, 60, 180], (count, 1)) * random.uniform(0.7, 1.3, (count, 2)),
+            ],
+            1,
         )
         labels, crowd = random.integers(0, classes, count), random.random(count) < 0.1
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * 0.7
         near = np.repeat(boxes, 3, axis=0) * random.uniform(0.97, 1.03, (count * 3, 4))
-        found = np.concatenate([near, random.random((4, 4)) * [200, 200, 50, 50] + [0, 0, 210, 210]]).astype(np.float32)
+        found = np.concatenate([near, random.random((4, 4)) * [200, 200, 50, 50] + [0, 0, 210, 210]]).astype(
+            np.float32
+        )
         guesses = np.concatenate([np.repeat(labels, 3), random.integers(0, classes, 4)])
-        guesses = np.where(random.random(len(guesses)) < 0.2, random.integers(0, classes, len(guesses)), guesses)
+        guesses = np.where(
+            random.random(len(guesses)) < 0.2, random.integers(0, classes, len(guesses)), guesses
+        )
         # Two decimals: equal scores happen, and their order must not matter to agreement.
         scores = random.random(len(found)).round(2).astype(np.float32)
         truth = boxes.astype(np.float32), labels, crowd, area.astype(np.float32)
@@ -282,7 +300,9 @@ def test_ap_backends_agree_with_each_other_and_with_files(tmp_path):
         for box, score, label in zip(*found, strict=True):
             x1, y1, x2, y2 = map(float, box)
             bbox = [x1, y1, x2 - x1, y2 - y1]
-            found_file.append({"image_id": image, "category_id": int(label), "bbox": bbox, "score": float(score)})
+            found_file.append(
+                {"image_id": image, "category_id": int(label), "bbox": bbox, "score": float(score)}
+            )
     (tmp_path / "truth.json").write_text(json.dumps(truth_file))
     (tmp_path / "found.json").write_text(json.dumps(found_file))
     coco = COCO(str(tmp_path / "truth.json"))
@@ -295,4 +315,86 @@ def test_ap_backends_agree_with_each_other_and_with_files(tmp_path):
     assert results["pycocotools"] == results["faster"]
     figures = [results["faster"][key] for key in KEYS[:-1]]
     assert figures == pytest.approx(list(100 * reference.stats), abs=1e-5)
-    assert 10 < figures[0] < 90 and all(figure > 0 for figure in figures)  # a set that could tell a difference
+    assert 10 < figures[0] < 90 and all(
+        figure > 0 for figure in figures
+    )  # a set that could tell a difference
+
+
+# --- accuracy
+
+
+def test_accuracy_by_hand():
+    metric = Accuracy("abcdefg")
+    scores = np.array([0.1, 0.9, 0.3, 0.2, 0.5, 0.4, 0.0])  # best first: b, e, f, c, d, a, g
+    for truth in (1, 1, 3, 0):
+        metric.update(scores, truth)
+    found = metric.compute()
+    assert found["top1"] == 50.0 and found["top5"] == 75.0
+    assert found["accuracy"] == {"a": 0.0, "b": 100.0, "c": None, "d": 0.0, "e": None, "f": None, "g": None}
+    assert (
+        metric.matrix[1, 1] == 2
+        and metric.matrix[3, 1] == metric.matrix[0, 1] == 1
+        and metric.matrix.sum() == 4
+    )
+    assert json.dumps(found)
+
+
+def test_of_equal_scores_the_first_counts():
+    metric = Accuracy("abcdef")
+    for truth in range(6):
+        metric.update(np.zeros(6), truth)
+    assert metric.compute()["top1"] == pytest.approx(100 / 6) and metric.compute()["top5"] == pytest.approx(
+        500 / 6
+    )
+
+
+def test_top5_of_five_classes_is_none_and_nothing_without_images():
+    metric = Accuracy("abcde")
+    assert metric.compute() == {"top1": None, "top5": None, "accuracy": dict.fromkeys("abcde")}
+    metric.update(np.arange(5), 4)
+    assert metric.compute()["top1"] == 100.0 and metric.compute()["top5"] is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth"), [(np.zeros(2), 0), (np.zeros((1, 3)), 0), (np.zeros(3), 3), (np.zeros(3), -1)]
+)
+def test_accuracy_refuses(scores, truth):
+    metric = Accuracy("abc")
+    with pytest.raises(ValueError, match="do not fit 3 classes"):
+        metric.update(scores, truth)
+    assert metric.matrix.sum() == 0
+    with pytest.raises(ValueError, match="at least one class"):
+        Accuracy([])
+
+
+# --- depth
+
+
+def test_depth_errors_by_hand():
+    metric = DepthErrors()
+    assert metric.compute() == {"delta1": None, "AbsRel": None, "RMSE": None}
+    metric.update(
+        np.array([[2.4, 1.0, 9.0]]), np.array([[2.0, 4.0, 0.0]])
+    )  # factors of 1.2 and 4; the last is not known
+    metric.update(np.array([[3.0], [3.0]]), np.array([[3.0], [2.0]]))
+    found = metric.compute()
+    assert found["AbsRel"] == pytest.approx((0.2 + 0.75 + 0 + 0.5) / 4)
+    assert found["RMSE"] == pytest.approx(((0.16 + 9 + 0 + 1) / 4) ** 0.5)
+    assert found["delta1"] == 50.0 and json.dumps(found)
+
+
+def test_a_depth_of_nothing_is_wrong_and_finite():
+    metric = DepthErrors()
+    metric.update(np.array([[0.0]], np.float32), np.array([[2.0]], np.float32))
+    assert metric.compute() == {"delta1": 0.0, "AbsRel": 1.0, "RMSE": 2.0}
+
+
+def test_depth_errors_are_summed_in_float64():
+    metric, many = DepthErrors(), np.full((1000, 1000), 1.0, np.float32)
+    metric.update(many * np.float32(1.1), many)
+    assert metric.compute()["AbsRel"] == pytest.approx(float(np.float32(1.1)) - 1, rel=1e-9)
+
+
+def test_depth_errors_refuse_other_shapes():
+    with pytest.raises(ValueError, match=r"prediction \[1, 2\] and truth \[2, 1\] must be equal"):
+        DepthErrors().update(np.ones((1, 2)), np.ones((2, 1)))

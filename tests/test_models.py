@@ -8,9 +8,10 @@ from multitask_kd.errors import UserError
 from multitask_kd.models import backbones
 from multitask_kd.models.backbones import build_encoder, check_encoder
 from multitask_kd.models.dense_head import DenseHead, cells
-from multitask_kd.models.multitask import MultiTaskNet, count_parameters
+from multitask_kd.models.multitask import MultiTaskNet, count_parameters, reads_encoder
 from multitask_kd.models.necks import Pyramid, level_name
-from multitask_kd.tasks.segmentation import SegHead
+from multitask_kd.tasks.classification import PooledHead
+from multitask_kd.tasks.semantic import SegHead
 
 ENCODER = "tu-mobilenetv4_conv_small_035"
 STRIDES = (4, 8, 16, 32)
@@ -29,13 +30,15 @@ def network(encoder, strides=STRIDES, width=16, mean=MEAN, std=STD, detects_at=N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("strides", "det"), [(STRIDES, (4, 8, 16, 32)), ((4, 8, 16), (8, 16)), ((8, 32), (8, 32))])
+@pytest.mark.parametrize(
+    ("strides", "det"), [(STRIDES, (4, 8, 16, 32)), ((4, 8, 16), (8, 16)), ((8, 32), (8, 32))]
+)
 def test_shapes_at_strides(encoder, strides, det):
     net = network(encoder, strides, detects_at=det)
-    view = net(torch.rand(2, 3, 64, 96))
-    assert set(view.preds) == {"seg", "det"}
-    assert view.preds["seg"].shape == (2, 5, 64 // strides[0], 96 // strides[0])
-    assert view.preds["det"].shape == (2, len(cells((64, 96), det, torch.device("cpu"))[0]), 4 + 1 + 3)
+    output = net(torch.rand(2, 3, 64, 96))
+    assert set(output.preds) == {"seg", "det"}
+    assert output.preds["seg"].shape == (2, 5, 64 // strides[0], 96 // strides[0])
+    assert output.preds["det"].shape == (2, len(cells((64, 96), det, torch.device("cpu"))[0]), 4 + 1 + 3)
     assert net.heads["seg"].strides == strides[:1] and net.heads["det"].strides == det
 
 
@@ -43,11 +46,13 @@ def test_shapes_at_strides(encoder, strides, det):
 def test_levels_can_be_hooked_by_name(encoder):
     net, shapes = network(encoder), {}
     for name in ("neck.p2", "neck.p3", "neck.p4", "neck.p5", "heads.seg"):
-        net.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: shapes.update({name: tuple(o.shape)}))
-    view = net(torch.rand(1, 3, 64, 96))
+        net.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: shapes.update({name: tuple(o.shape)})
+        )
+    output = net(torch.rand(1, 3, 64, 96))
     assert shapes == {
         "neck.p2": (1, 16, 16, 24), "neck.p3": (1, 16, 8, 12), "neck.p4": (1, 16, 4, 6), "neck.p5": (1, 16, 2, 3),
-        "heads.seg": tuple(view.preds["seg"].shape),
+        "heads.seg": tuple(output.preds["seg"].shape),
     }  # fmt: skip
 
 
@@ -59,6 +64,27 @@ def test_what_a_hook_returns_is_what_the_heads_see(encoder):
     assert not torch.equal(net(images).preds["seg"], before)
     handle.remove()
     assert torch.equal(net(images).preds["seg"], before)
+
+
+@torch.no_grad()
+def test_a_head_may_read_the_encoder_in_the_place_of_the_pyramid(encoder):
+    channels = {s: encoder.out_channels[s.bit_length() - 1] for s in STRIDES}
+    heads = {"seg": SegHead(16, STRIDES, 5), "weather": PooledHead(channels, STRIDES, 3)}
+    net, images = (
+        MultiTaskNet(copy.deepcopy(encoder), heads, STRIDES, 16, MEAN, STD).eval(),
+        torch.rand(2, 3, 64, 64),
+    )
+    assert reads_encoder(heads["weather"]) and reads_encoder(PooledHead) and not reads_encoder(heads["seg"])
+    before = net(images)
+    assert before.preds["weather"].shape == (2, 3) and net.heads["weather"].strides == (32,)
+    by_hand = net.heads["weather"].classifier(before.shared[-1].mean((2, 3)))
+    assert torch.equal(by_hand, before.preds["weather"])
+    for level in ("neck.p2", "neck.p5"):
+        handle = net.get_submodule(level).register_forward_hook(lambda m, i, o: o * 0)
+        after = net(images)
+        handle.remove()
+        assert torch.equal(after.preds["weather"], before.preds["weather"])
+        assert torch.equal(after.preds["seg"], before.preds["seg"]) == (level == "neck.p5")
 
 
 def test_level_names():
@@ -89,8 +115,8 @@ def test_images_are_normalised_inside(encoder):
 
 def test_every_parameter_gets_a_gradient(encoder):
     net = network(encoder).train()
-    view = net(torch.rand(2, 3, 64, 64))
-    (view.preds["seg"].square().mean() + view.preds["det"].square().mean()).backward()
+    output = net(torch.rand(2, 3, 64, 64))
+    (output.preds["seg"].square().mean() + output.preds["det"].square().mean()).backward()
     assert [n for n, p in net.named_parameters() if p.grad is None] == []
 
 
@@ -137,10 +163,16 @@ def test_number_of_parameters_of_the_whole(encoder):
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("resnet81", "resnet18"), ("tu-mobilenetv4_conv_smal_035", ENCODER), ("TU-MobileNetV4_conv_small_035", ENCODER)],
+    [
+        ("resnet81", "resnet18"),
+        ("tu-mobilenetv4_conv_smal_035", ENCODER),
+        ("TU-MobileNetV4_conv_small_035", ENCODER),
+    ],
 )
 def test_a_typo_names_the_nearest_encoder(name, nearest):
-    with pytest.raises(UserError, match=rf"model\.encoder: unknown encoder '{name}'; did you mean '{nearest}'\?"):
+    with pytest.raises(
+        UserError, match=rf"model\.encoder: unknown encoder '{name}'; did you mean '{nearest}'\?"
+    ):
         check_encoder(name)
     with pytest.raises(UserError, match=f"did you mean '{nearest}'"):
         build_encoder(name, max_stride=32)
@@ -161,7 +193,9 @@ def test_encoder_goes_down_to_the_stride_asked_for(max_stride):
 
 
 def test_encoder_that_cannot_go_so_deep():
-    with pytest.raises(UserError, match=rf"model.encoder: '{ENCODER}' cannot give features down to stride 64"):
+    with pytest.raises(
+        UserError, match=rf"model.encoder: '{ENCODER}' cannot give features down to stride 64"
+    ):
         build_encoder(ENCODER, max_stride=64)
 
 
@@ -254,6 +288,8 @@ def test_imagenet_without_a_network_says_what_to_do(monkeypatch):
 def test_no_weights_asks_no_network(monkeypatch):
     real = backbones.smp.encoders.get_encoder
     asked = []
-    monkeypatch.setattr(backbones.smp.encoders, "get_encoder", lambda *a, **k: asked.append(k["weights"]) or real(*a, **k))
+    monkeypatch.setattr(
+        backbones.smp.encoders, "get_encoder", lambda *a, **k: asked.append(k["weights"]) or real(*a, **k)
+    )
     build_encoder(ENCODER, max_stride=8)
     assert asked == [None]

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from multitask_kd.batch import IGNORE, PAD, Batch, ModelOutput
+from multitask_kd.distill.balance import Balance
 from multitask_kd.distill.distiller import Distiller, Soft
 from multitask_kd.distill.objective import Objective, task_weights
 from multitask_kd.distill.teacher import Teacher
@@ -10,7 +11,7 @@ from multitask_kd.errors import UserError
 from multitask_kd.losses.det_mse import DetMSE
 from multitask_kd.losses.kl import KL
 from multitask_kd.tasks.detection import Detection
-from multitask_kd.tasks.segmentation import Segmentation
+from multitask_kd.tasks.semantic import Semantic
 
 # --- the formula
 
@@ -36,7 +37,7 @@ def test_total_by_hand():
         "det.hard.class": 4.0,
         "det.soft.det_mse": 1.0,
     }
-    total, weighted = Objective(weights(), losses)({k: torch.tensor(v) for k, v in losses.items()})
+    total, weighted, _ = Objective(weights(), losses)({k: torch.tensor(v) for k, v in losses.items()})
     # seg: 4 * (.75 * 1.5 + .25 * 2 * .5) = 4 * (1.125 + .25) = 5.5
     # det: .5 * (.6 * (5 * .2 + 2 + .5 * 4) + .4 * 3 * 1) = .5 * (.6 * 5 + 1.2) = 2.1
     assert total.item() == pytest.approx(7.6)
@@ -77,16 +78,46 @@ def test_total_follows_the_progress():
     assert {k: v.item() for k, v in objective(losses, 0.25)[1].items()} == {"seg.hard.ce": 6.0, "distill.x": 6.0}
 
 
+def test_factors_of_a_balance_are_given_back_and_not_kept():
+    class Twice(Balance):
+        def factors(self, sums, shared):
+            return {"seg": 2.0, "det": torch.tensor(3.0, requires_grad=True)}
+
+    names = ["seg.hard.ce", "det.hard.box"]
+    objective = Objective(dict.fromkeys(names, 1.0), names, Twice(["seg", "det"]))
+    before = dict(vars(objective))
+    found = objective(dict.fromkeys(names, torch.tensor(5.0)))
+    assert found.total.item() == 2 * 5 + 3 * 5
+    assert (
+        found.factors["seg"] == 2.0
+        and found.factors["det"].item() == 3.0
+        and not found.factors["det"].requires_grad
+    )
+    assert vars(objective) == before
+    assert Objective({"seg.hard.ce": 1.0}, ["seg.hard.ce"])({"seg.hard.ce": torch.tensor(5.0)}).factors == {}
+
+
+def test_weights_that_are_given_stand_for_those_of_the_progress():
+    objective = Objective({"seg.hard.ce": 2.0, "distill.x": lambda p: 1 - p}, ["seg.hard.ce", "distill.x"])
+    losses = {"seg.hard.ce": torch.tensor(3.0), "distill.x": torch.tensor(8.0)}
+    found = objective.weigh(losses, {"seg.hard.ce": 1.0, "distill.x": 0.5}, ())
+    assert found.total.item() == 7.0 and {k: v.item() for k, v in found.weighted.items()} == {
+        "seg.hard.ce": 3.0,
+        "distill.x": 4.0,
+    }
+    assert objective.weights_at(0.25) == {"seg.hard.ce": 2.0, "distill.x": 0.75}
+
+
 def test_total_passes_the_gradient_on():
     loss = torch.tensor(1.0, requires_grad=True)
-    total, _ = Objective({"seg.hard.ce": 2.5}, ["seg.hard.ce"])({"seg.hard.ce": loss})
+    total, _, _ = Objective({"seg.hard.ce": 2.5}, ["seg.hard.ce"])({"seg.hard.ce": loss})
     total.backward()
     assert loss.grad.item() == 2.5
 
 
 def test_a_loss_that_is_absent_from_a_batch_adds_nothing():
     objective = Objective(weights(), weights())
-    total, weighted = objective({"seg.soft.kl": torch.tensor(1.0)})
+    total, weighted, _ = objective({"seg.soft.kl": torch.tensor(1.0)})
     assert total.item() == pytest.approx(2.0) and set(weighted) == {"seg.soft.kl"}
 
 
@@ -123,7 +154,7 @@ class Tiny(nn.Module):
 
 
 def distiller(soft=("seg", "det")):
-    tasks = {"seg": Segmentation("abc", (8,)), "det": Detection(("x", "y", "z"), (8,))}
+    tasks = {"seg": Semantic("seg", "abc", (8,)), "det": Detection("det", ("x", "y", "z"), (8,))}
     losses = {"seg": Soft("kl", KL(temperature=2.0)), "det": Soft("det_mse", DetMSE())}
     return Distiller(Tiny(0), tasks, {k: losses[k] for k in soft}).eval()
 
@@ -143,33 +174,33 @@ HARD = {"seg.hard.ce", "det.hard.box", "det.hard.objectness", "det.hard.class"}
 SOFT = {"seg.soft.kl", "det.soft.det_mse"}
 
 
-def teacher_view(images):
+def teacher_output(images):
     return Teacher(Tiny(7), {}, torch.device("cpu"))(images)
 
 
 def test_losses_are_named_as_announced():
     both = distiller()
-    losses = both(batch(), teacher_view(batch().images))
+    losses = both(batch(), teacher_output(batch().images)).losses
     assert set(losses) == set(both.loss_names()) == HARD | SOFT
     assert all(v.shape == () and torch.isfinite(v) for v in losses.values())
-    assert set(distiller(soft=())(batch())) == set(distiller(soft=()).loss_names()) == HARD
+    assert set(distiller(soft=())(batch()).losses) == set(distiller(soft=()).loss_names()) == HARD
     assert set(distiller(soft=("seg",)).loss_names()) == HARD | {"seg.soft.kl"}
 
 
 def test_losses_are_the_tasks_and_the_soft_losses_own():
-    own, view = distiller(), teacher_view(batch().images)
-    losses, student = own(batch(), view), own.student(batch().images)
+    own, output = distiller(), teacher_output(batch().images)
+    losses, student = own(batch(), output).losses, own.student(batch().images)
     assert losses["seg.hard.ce"] == own.tasks["seg"].losses(student.preds["seg"], batch().targets["seg"], (16, 16))["ce"]
-    assert losses["seg.soft.kl"] == KL(temperature=2.0)(student.preds["seg"], view.preds["seg"])
-    assert losses["det.soft.det_mse"] == DetMSE()(student.preds["det"], view.preds["det"])
+    assert losses["seg.soft.kl"] == KL(temperature=2.0)(student.preds["seg"], output.preds["seg"])
+    assert losses["det.soft.det_mse"] == DetMSE()(student.preds["det"], output.preds["det"])
 
 
 def test_without_labels_only_the_soft_losses_are_left():
-    own, view = distiller(), teacher_view(batch().images)
-    full = own(batch(), view)
-    assert set(own(batch(tasks=()), view)) == SOFT
-    assert set(own(batch(tasks=("seg",)), view)) == SOFT | {"seg.hard.ce"}
-    unlabelled = own(batch(labelled=(False, False)), view)
+    own, output = distiller(), teacher_output(batch().images)
+    full = own(batch(), output).losses
+    assert set(own(batch(tasks=()), output).losses) == SOFT
+    assert set(own(batch(tasks=("seg",)), output).losses) == SOFT | {"seg.hard.ce"}
+    unlabelled = own(batch(labelled=(False, False)), output).losses
     assert all(unlabelled[k].item() == 0 for k in HARD)
     assert all(unlabelled[k] == full[k] for k in SOFT)
 
@@ -177,7 +208,7 @@ def test_without_labels_only_the_soft_losses_are_left():
 def test_unlabelled_images_teach_through_the_soft_losses_alone():
     own = distiller()
     own.zero_grad()
-    losses = own(batch(labelled=(False, False)), teacher_view(batch().images))
+    losses = own(batch(labelled=(False, False)), teacher_output(batch().images)).losses
     sum(losses[k] for k in HARD).backward(retain_graph=True)
     assert all(p.grad is None or p.grad.eq(0).all() for p in own.parameters())
     sum(losses[k] for k in SOFT).backward()
@@ -188,16 +219,60 @@ def test_a_labelled_image_without_objects_and_ignored_pixels():
     empty = batch()
     empty.targets["det"]["classes"].fill_(PAD)
     empty.targets["seg"]["mask"].fill_(IGNORE)
-    losses = distiller()(empty, teacher_view(empty.images))
+    losses = distiller()(empty, teacher_output(empty.images)).losses
     assert losses["seg.hard.ce"].item() == losses["det.hard.box"].item() == losses["det.hard.class"].item() == 0
     assert losses["det.hard.objectness"] > 0
+
+
+def test_a_task_without_any_label_has_no_hard_losses():
+    tasks = {"seg": Semantic("seg", "abc", (8,)), "det": Detection("det", ("x", "y", "z"), (8,))}
+    own = Distiller(Tiny(0), tasks, {"det": Soft("det_mse", DetMSE())}, unlabelled=["det"]).eval()
+    assert own.hard_names() == ["seg.hard.ce"] and own.loss_names() == ["seg.hard.ce", "det.soft.det_mse"]
+    assert set(own(batch(tasks=("seg",)), teacher_output(batch().images)).losses) == {
+        "seg.hard.ce",
+        "det.soft.det_mse",
+    }
+
+
+def test_what_a_teacher_ignores_counts_in_neither_sum_nor_divisor():
+    own, output = distiller(soft=("seg",)), teacher_output(batch().images)
+    ignored = torch.zeros(2, 2, 2, dtype=torch.bool)
+    ignored[:, :, 0] = True
+    masked = own(batch(), ModelOutput(output.preds, ignore_mask={"seg": ignored})).losses["seg.soft.kl"]
+    student, teacher = (preds["seg"][..., 1:] for preds in (own.student(batch().images).preds, output.preds))
+    assert masked.item() == pytest.approx(KL(temperature=2.0)(student, teacher).item())
+    everywhere = own(
+        batch(), ModelOutput(output.preds, ignore_mask={"seg": torch.ones_like(ignored)})
+    ).losses["seg.soft.kl"]
+    assert everywhere.item() == 0
+
+
+def test_what_a_distiller_found_is_detached_but_for_its_losses_and_taps():
+    found = distiller()(batch(), teacher_output(batch().images))
+    assert set(found.preds) == {"seg", "det"} == set(found.soft_preds)
+    assert not any(pred.requires_grad for pred in (*found.preds.values(), *found.soft_preds.values()))
+    assert all(loss.requires_grad for loss in found.losses.values())
+    assert set(distiller(soft=("seg",))(batch(), teacher_output(batch().images)).soft_preds) == {"seg"}
+
+
+def test_the_losses_of_some_images_are_those_of_a_batch_of_them():
+    own, output = distiller(), teacher_output(batch().images)
+    whole = own(batch(), output)
+    for row in (0, 1):
+        rows = torch.tensor([row])
+        part = batch().of(rows)
+        found = own.compare(whole.preds, whole.soft_preds, part, output, rows)
+        alone = own(part, ModelOutput({task: pred[rows] for task, pred in output.preds.items()})).losses
+        assert {k: v.item() for k, v in found.items()} == pytest.approx(
+            {k: v.item() for k, v in alone.items()}, rel=1e-5
+        )
 
 
 def test_a_soft_loss_needs_a_teacher_and_a_task():
     with pytest.raises(ValueError, match="'seg' is learnt from a teacher, but the step has none"):
         distiller()(batch())
     with pytest.raises(ValueError, match="'depth', which is not a task"):
-        Distiller(Tiny(0), {"seg": Segmentation("abc", (8,))}, {"depth": Soft("kl", KL())})
+        Distiller(Tiny(0), {"seg": Semantic("seg", "abc", (8,))}, {"depth": Soft("kl", KL())})
 
 
 def test_only_the_student_learns():
@@ -216,9 +291,9 @@ def test_teacher_is_frozen_in_eval_and_out_of_reach():
     assert not any(p.requires_grad for p in net.parameters())
     assert not any(name.startswith("teacher") for name in own.state_dict())
     assert len(list(own.parameters())) == 2
-    view = teacher(batch().images)
-    assert not any(p.requires_grad for p in view.preds.values())
-    assert torch.equal(view.preds["det"], teacher(batch().images).preds["det"])  # no dropout
+    output = teacher(batch().images)
+    assert not any(p.requires_grad for p in output.preds.values())
+    assert torch.equal(output.preds["det"], teacher(batch().images).preds["det"])  # no dropout
 
 
 def test_teacher_in_bf16_stays_close():

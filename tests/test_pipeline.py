@@ -51,7 +51,8 @@ def stamps(folder):
 
 
 def test_every_step_is_done_once_and_again_where_it_changed(plan, tmp_path, capsys):
-    results = run_pipeline(plan())
+    path = plan()
+    results = run_pipeline(path)
     assert [row["name"] for row in results["networks"]] == [
         *("whole", "cut, fine-tuned", "cut, distilled", "whole.onnx", "student.onnx")
     ]
@@ -66,8 +67,17 @@ def test_every_step_is_done_once_and_again_where_it_changed(plan, tmp_path, caps
     assert run_pipeline(plan()) == results
     assert capsys.readouterr().out.count("already done") == 8 and stamps(tmp_path / "run") == first
 
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["data"]["workers"], recipe["train"]["log_every"] = 1, 1  # these cannot change a result
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert run_pipeline(path) == results
+    assert capsys.readouterr().out.count("already done") == 8 and stamps(tmp_path / "run") == first
+
     changed = {"distil": PLAN["distil"] | {"overrides": ["train.steps=3"]}}
     assert run_pipeline(plan(changed)) is not None
+    out = capsys.readouterr().out
+    assert "trained again: train.steps was 2, is 3" in out
+    assert f"done again: {tmp_path / 'run/distilled/best.pt'} has changed" in out
     again = {name for name, stamp in stamps(tmp_path / "run").items() if stamp != first[name]}
     assert again == {"distilled/best.pt", "student.onnx", "comparison.json"}
 

@@ -14,7 +14,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not os.environ.get("MTKD_REAL_DATA"), reason="set MTKD_REAL_DATA to the folder of camvid/ and pennfudan/"),
+    pytest.mark.skipif(
+        not os.environ.get("MTKD_REAL_DATA"),
+        reason="set MTKD_REAL_DATA to the folder of camvid/ and pennfudan/",
+    ),
 ]
 
 
@@ -35,8 +38,15 @@ def test_teacher_and_distilled_student_run_on_real_images(name, tmp_path, monkey
     ]
     teacher = load(CONFIGS / f"{name}_teacher.yaml", [*small, f"run.dir={tmp_path}/teacher"])
     train(teacher)
-    student = [*small, f"run.dir={tmp_path}/student", f"teacher.path={tmp_path}/teacher/best.pt", "data.labelled=0.2"]
-    config = load(CONFIGS / f"{name}_distilled.yaml", student, over=[CONFIGS / "methods/kl_det_soft_cwd_pkd.yaml"])
+    student = [
+        *small,
+        f"run.dir={tmp_path}/student",
+        f"teacher.path={tmp_path}/teacher/best.pt",
+        "data.labelled=0.2",
+    ]
+    config = load(
+        CONFIGS / f"{name}_distilled.yaml", student, over=[CONFIGS / "methods/kl_det_soft_cwd_pkd.yaml"]
+    )
     metrics = train(config)
     assert metrics["images"] == {"camvid": 101, "pennfudan": 40}[name]
     assert evaluate_checkpoint(config, f"{tmp_path}/student/best.pt") == metrics

@@ -16,7 +16,7 @@ import yaml
 from multitask_kd import checkpoint
 from multitask_kd.engine import train as loop
 from multitask_kd.engine.train import train
-from multitask_kd.tasks.segmentation import Segmentation
+from multitask_kd.tasks.semantic import Semantic
 
 TRAIN = Path(__file__).parents[1] / "tools/train.py"
 STEPS, SAVE_EVERY, BREAK_AT = 7, 3, 4
@@ -141,13 +141,13 @@ def test_ctrl_c_saves_and_ends_with_130(raw, tiny, distilled, unbroken, tmp_path
 
 def test_every_random_state_is_resumed(tiny, tmp_path, monkeypatch, read_lines, same_weights):
     """With a loss that draws from torch, numpy and Python, as dropout would."""
-    losses = Segmentation.losses
+    losses = Semantic.losses
 
     def noisy(self, *args):
         noise = torch.rand(()).item() + np.random.rand() + random.random()
         return {"ce": losses(self, *args)["ce"] * (0.5 + noise)}
 
-    monkeypatch.setattr(Segmentation, "losses", noisy)
+    monkeypatch.setattr(Semantic, "losses", noisy)
     make = lambda name: tiny(tmp_path / name, {"train.steps": 4, "train.log_every": 1, "eval.pictures": 0})  # noqa: E731
     train(make("unbroken"))
     with monkeypatch.context() as patch:

@@ -12,15 +12,17 @@ import pytest
 
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
+from multitask_kd.data.labels import BoxLabels
 from multitask_kd.data.layouts.scenes import Scenes
 from multitask_kd.data.scenes import cache as scenes_cache
 from multitask_kd.data.scenes import objects as scenes_objects
 from multitask_kd.data.scenes.background import STUFF
-from multitask_kd.data.scenes.draw import FIRST_INSTANCE, OBJECTS, SEG_CLASSES, Drawing, draw, label, scene
+from multitask_kd.data.scenes.draw import draw, scene
+from multitask_kd.data.scenes.labels import FIRST_INSTANCE, OBJECTS, SEG_CLASSES, WEATHER, Drawing, label
 from multitask_kd.errors import UserError
 
 SIZE = (96, 128)
-FIELDS = ("image", "mask", "boxes", "classes", "crowd", "area")
+ROWS = ("boxes", "classes", "crowd", "area")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,22 @@ def scenes(root):
     return Scenes(split="train", count=150, root=str(root))
 
 
+def arrays(sample):
+    """All that a sample holds, by name."""
+    found = {"image": sample.image, **sample.labels}
+    det = found.pop("det")
+    return found | {field: getattr(det, field) for field in ROWS}
+
+
 def same(a, b):
-    return all(np.array_equal(getattr(a, field), getattr(b, field)) for field in FIELDS)
+    a, b = arrays(a), arrays(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def drawing(ids, classes, whole):
+    """A drawing of these objects alone, on nothing."""
+    image, road, depth = (np.zeros((*ids.shape, *rest), kind) for rest, kind in (((3,), "u1"), ((), "u1"), ((), "f4")))
+    return Drawing(image, ids, classes, np.array(whole), road, depth, weather=0)
 
 
 def modified(folder):
@@ -46,19 +62,26 @@ def modified(folder):
 
 def test_a_sample_has_the_promised_shapes_and_types(scenes):
     sample = scenes.read(0)
-    count = len(sample.boxes)
+    count = len(sample.labels["det"])
     expected = {
-        "image": ((*SIZE, 3), np.uint8), "mask": (SIZE, np.uint8), "boxes": ((count, 4), np.float32),
+        "image": ((*SIZE, 3), np.uint8), "seg": (SIZE, np.uint8), "drivable": (SIZE, np.uint8),
+        "lane": (SIZE, np.uint8), "depth": (SIZE, np.float32), "boxes": ((count, 4), np.float32),
         "classes": ((count,), np.int64), "crowd": ((count,), bool), "area": ((count,), np.float32),
     }  # fmt: skip
-    found = {field: (getattr(sample, field).shape, getattr(sample, field).dtype) for field in FIELDS}
-    assert found == {field: (shape, np.dtype(dtype)) for field, (shape, dtype) in expected.items()}
-    assert scenes.classes == {"seg": SEG_CLASSES, "det": OBJECTS}
+    found = arrays(sample)
+    weather = found.pop("weather")
+    assert {key: (array.shape, array.dtype) for key, array in found.items()} == {
+        key: (shape, np.dtype(dtype)) for key, (shape, dtype) in expected.items()
+    }
+    assert type(weather) is int and weather in range(len(WEATHER))
+    assert isinstance(sample.labels["det"], BoxLabels) and not sample.labels["det"].crowd.any()
     assert SEG_CLASSES[len(STUFF) :] == OBJECTS
     assert scenes_objects.IGNORE == IGNORE
     assert LAYOUTS.get("scenes", "data") is Scenes
-    sample.image[:] = 0  # the caller's own copy
-    assert scenes.read(0).image.any()
+    for array in found.values():  # the caller's own copies
+        array[:] = 0
+    again = arrays(scenes.read(0))
+    assert all(again[key].any() for key in ("image", "seg", "drivable", "lane", "depth", "boxes", "area"))
     assert len({scenes.name(i) for i in range(150)}) == 150
     with pytest.raises(IndexError):
         scenes.read(150)
@@ -67,17 +90,18 @@ def test_a_sample_has_the_promised_shapes_and_types(scenes):
 def test_masks_and_boxes_agree(scenes):
     """Object pixels of a class lie in its boxes, and each box touches such pixels on all four sides."""
     for i in range(len(scenes)):
-        sample = scenes.read(i)
+        labels = scenes.read(i).labels
+        det = labels["det"]
         for kind in range(len(OBJECTS)):
-            pixels = sample.mask == len(STUFF) + kind
+            pixels = labels["seg"] == len(STUFF) + kind
             inside = np.zeros(SIZE, bool)
-            for x1, y1, x2, y2 in sample.boxes[sample.classes == kind].astype(int):
+            for x1, y1, x2, y2 in det.boxes[det.classes == kind].astype(int):
                 patch = pixels[y1:y2, x1:x2]
                 inside[y1:y2, x1:x2] = True
                 assert patch.shape == (y2 - y1, x2 - x1) and min(patch.shape) >= 4
                 assert patch[0].any() and patch[-1].any() and patch[:, 0].any() and patch[:, -1].any()
             assert not (pixels & ~inside).any()
-            assert sample.area[sample.classes == kind].sum() == pixels.sum()
+            assert det.area[det.classes == kind].sum() == pixels.sum()
 
 
 def test_a_box_is_the_tight_frame_of_what_can_be_seen():
@@ -85,7 +109,7 @@ def test_a_box_is_the_tight_frame_of_what_can_be_seen():
     ids = np.zeros(SIZE, np.uint8)
     ids[30:38, 20:25] = FIRST_INSTANCE
     ids[20:60, 25:45] = FIRST_INSTANCE + 1
-    labels = label(np.random.default_rng(0), Drawing(np.zeros((*SIZE, 3), np.uint8), ids, [2, 0], np.array([80, 800])))
+    labels = label(np.random.default_rng(0), drawing(ids, [2, 0], [80, 800]))
     assert labels.boxes.tolist() == [[20, 30, 25, 38], [25, 20, 45, 60]]
     assert labels.classes.tolist() == [2, 0]
     assert labels.area.tolist() == [40, 800]
@@ -97,7 +121,7 @@ def test_hidden_and_tiny_objects_are_ignored_not_background(width, whole):
     """40 of 130 pixels are 31 %, below 35 %; 3 pixels are below 4."""
     ids = np.zeros(SIZE, np.uint8)
     ids[30:38, 20 : 20 + width] = FIRST_INSTANCE
-    labels = label(np.random.default_rng(0), Drawing(np.zeros((*SIZE, 3), np.uint8), ids, [0], np.array([whole])))
+    labels = label(np.random.default_rng(0), drawing(ids, [0], [whole]))
     assert len(labels.boxes) == 0
     assert (labels.mask[30:38, 20 : 20 + width] == IGNORE).all()
     assert (labels.mask == IGNORE).sum() == 8 * width
@@ -108,7 +132,7 @@ def test_hidden_and_tiny_objects_are_ignored_not_background(width, whole):
 
 def test_every_class_is_common_and_little_is_ignored(scenes):
     samples = [scenes.read(i) for i in range(len(scenes))]
-    pixels = np.stack([np.bincount(s.mask.ravel(), minlength=256) for s in samples])
+    pixels = np.stack([np.bincount(s.labels["seg"].ravel(), minlength=256) for s in samples])
     assert set(np.flatnonzero(pixels.sum(0))) == {*range(len(SEG_CLASSES)), IGNORE}
     in_scenes = (pixels > 0).mean(0)
     assert (in_scenes[: len(STUFF)] > 0.7).all()
@@ -116,12 +140,13 @@ def test_every_class_is_common_and_little_is_ignored(scenes):
     share = pixels.sum(0) / pixels.sum()
     assert 0.002 < share[IGNORE] < 0.1
     assert (share[: len(SEG_CLASSES)] < 0.4).all()
-    count = np.array([len(s.boxes) for s in samples])
+    count = np.array([len(s.labels["det"]) for s in samples])
     assert 2 < count.mean() < 6 and (count > 0).mean() > 0.95
 
 
 def test_objects_span_a_wide_range_of_sizes(scenes):
-    heights = np.concatenate([s.boxes[:, 3] - s.boxes[:, 1] for s in map(scenes.read, range(len(scenes)))])
+    boxes = np.concatenate([scenes.read(i).labels["det"].boxes for i in range(len(scenes))])
+    heights = boxes[:, 3] - boxes[:, 1]
     assert (heights > SIZE[0] / 2).mean() > 0.1
     assert (heights < SIZE[0] / 4).mean() > 0.1
     assert (heights < 6).mean() < 0.05
@@ -132,7 +157,7 @@ def test_scenes_are_lit_and_coloured_differently(scenes):
     greys = {kind: [] for kind in ("building", "road")}
     for sample in map(scenes.read, range(len(scenes))):
         for kind, values in greys.items():
-            pixels = sample.image[sample.mask == STUFF.index(kind)]
+            pixels = sample.image[sample.labels["seg"] == STUFF.index(kind)]
             if len(pixels) > 100:
                 values.append(pixels.mean())
     low, high = (np.array([np.quantile(values, q) for values in greys.values()]) for q in (0.1, 0.9))
@@ -148,7 +173,7 @@ def test_scenes_depend_on_seed_split_and_index_alone(root, scenes, tmp_path):
     assert all(same(fewer.read(i), scenes.read(i)) for i in range(4))
     image, labels = scene(0, "train", 100, SIZE)  # a worker's share, out of order
     assert np.array_equal(image, scenes.read(100).image)
-    assert np.array_equal(labels.boxes, scenes.read(100).boxes)
+    assert np.array_equal(labels.boxes, scenes.read(100).labels["det"].boxes)
     others = [("val", 0), ("train", 1)]
     first = {scene(seed, split, i, SIZE)[0].tobytes() for split, seed in [("train", 0), *others] for i in range(5)}
     assert len(first) == 15
@@ -157,8 +182,9 @@ def test_scenes_depend_on_seed_split_and_index_alone(root, scenes, tmp_path):
 def test_other_sizes_are_drawn(tmp_path):
     for size in ([48, 64], [64, 48], [150, 201]):
         sample = Scenes(split="val", count=2, size=size, root=str(tmp_path)).read(1)
-        assert sample.image.shape == (*size, 3) and sample.mask.shape == tuple(size)
-        assert (sample.boxes[:, 2:] <= [size[1], size[0]]).all()
+        assert sample.image.shape == (*size, 3)
+        assert {sample.labels[key].shape for key in ("seg", "drivable", "lane", "depth")} == {tuple(size)}
+        assert (sample.labels["det"].boxes[:, 2:] <= [size[1], size[0]]).all()
 
 
 def test_every_scene_shows_something_to_find():
@@ -184,8 +210,8 @@ def test_another_version_of_the_generator_does_not_use_the_cache(tmp_path, monke
     assert Scenes(split="val", count=2, root=str(tmp_path)).folder != old.folder
 
 
-def flip_a_byte(folder):
-    with open(folder / "images.npy", "r+b") as file:
+def flip_a_byte(path):
+    with open(path, "r+b") as file:
         file.seek(5000)
         byte = file.read(1)[0]
         file.seek(5000)
@@ -194,8 +220,10 @@ def flip_a_byte(folder):
 
 DAMAGE = {
     "cut short": lambda folder: os.truncate(folder / "masks.npy", 1000),
-    "a byte changed": flip_a_byte,
-    "a file gone": lambda folder: (folder / "boxes.npz").unlink(),
+    "a byte of an image changed": lambda folder: flip_a_byte(folder / "images.npy"),
+    "a byte of a road changed": lambda folder: flip_a_byte(folder / "road.npy"),
+    "a byte of a depth changed": lambda folder: flip_a_byte(folder / "depth.npy"),
+    "a file gone": lambda folder: (folder / "rows.npz").unlink(),
     "no meta": lambda folder: (folder / "meta.json").write_text("{"),
     "empty": lambda folder: [path.unlink() for path in folder.iterdir()],
 }

@@ -12,8 +12,10 @@ import yaml
 from multitask_kd import build, checkpoint
 from multitask_kd import config as configs
 from multitask_kd.engine import train as loop
+from multitask_kd.engine.state import StopSignal
 from multitask_kd.errors import UserError
 from multitask_kd.experiments import search as searches
+from multitask_kd.experiments import search_report, search_space
 from multitask_kd.experiments.search_config import Axis, load_search
 
 ROOT = Path(__file__).parents[1]
@@ -61,12 +63,12 @@ def trained(monkeypatch):
     train.calls, train.act = calls, act
     monkeypatch.setattr(searches, "train", train)
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(searches, "draw", lambda results: b"a picture")
+    monkeypatch.setattr(search_report, "draw", lambda results: b"a picture")
     return train
 
 
 def stopped_by_signal(config, judge):
-    with loop.StopSignal():
+    with StopSignal():
         signal.raise_signal(signal.SIGTERM)
     return None
 
@@ -187,6 +189,22 @@ def test_an_unknown_objective_is_an_error(write, trained, name, near):
     assert not trained.calls
 
 
+@pytest.mark.parametrize("name, use", [("z.RMSE", "z.delta1"), ("z.AbsRel", "z.delta1")])
+def test_an_objective_that_should_be_low_is_refused(write, trained, name, use):
+    depth = {"tasks.z": {"kind": "depth"}}
+    with pytest.raises(UserError, match=f"'{name}' is good where it is low.*use {use}"):
+        searches.run_search(*write(TWO, depth, objective=name))
+    assert not trained.calls
+
+
+def test_the_objective_may_be_a_figure_of_a_task_of_any_kind(tiny, tmp_path):
+    config = tiny(tmp_path, {"tasks.lane": {"kind": "semantic"}, "tasks.weather": {"kind": "classification"}})
+    for name in ("mean", "lane.mIoU", "weather.top1", "seg.pixel_accuracy", "det.AR10"):
+        search_space.check_objective(name, config, "space.yaml")
+    with pytest.raises(UserError, match="did you mean 'weather.top5'"):
+        search_space.check_objective("weather.top6", config, "space.yaml")
+
+
 @pytest.mark.parametrize("text", [f"{RATIO}=3", "model.width=8"])
 def test_an_override_of_a_searched_key_is_an_error(write, trained, text):
     with pytest.raises(UserError, match="the search chooses"):
@@ -235,9 +253,9 @@ def proposals(search, count):
     """The settings of a search whose objective is the learning rate."""
     past = []
     for place in range(1, count + 1):
-        params, how = searches.propose(search, place, past), searches.distributions(search)
+        params, how = search_space.propose(search, place, past), search_space.distributions(search)
         past.append(optuna.trial.create_trial(params=params, distributions=how, value=params[LR]))
-    return [tuple(searches.values_of(search, trial.params).values()) for trial in past]
+    return [tuple(search_space.values_of(search, trial.params).values()) for trial in past]
 
 
 def test_values_stay_in_their_ranges_and_depend_on_the_seed(write):
@@ -333,6 +351,37 @@ def test_a_search_of_something_else_is_refused(write, trained, change, what):
     assert len(trained.calls) == 6
 
 
+def test_a_search_whose_teacher_has_changed_is_refused(write, trained, tmp_path):
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_text("weights")
+    taught = {"tasks.seg.alpha": 0.5, "tasks.seg.soft": {"loss": "kl"}, "teacher": {"path": str(teacher)}}
+    other = tmp_path / "other.pt"
+    other.write_text("more weights")
+    space = {RATIO: {"values": [1, 2]}, "teacher.path": {"values": [str(teacher), str(other)]}}
+    searches.run_search(*write(space, taught))
+    assert searches.run_search(*write(space, taught))["best"] and len(trained.calls) == 4
+    other.write_text("other weights")  # one that only some trials have
+    with pytest.raises(UserError, match=f"search of something else: in .*run.yaml, teacher.path {other} has changed"):
+        searches.run_search(*write(space, taught))
+    assert len(trained.calls) == 4
+
+
+def test_a_search_of_an_earlier_version_goes_on_and_its_files_are_noted(write, trained, tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher.pt"
+    teacher.write_text("weights")
+    taught = {"tasks.seg.alpha": 0.5, "tasks.seg.soft": {"loss": "kl"}, "teacher": {"path": str(teacher)}}
+    with monkeypatch.context() as patch:
+        really = optuna.study.Study.set_user_attr
+        less = lambda self, key, value: really(self, key, {k: v for k, v in value.items() if k != "files"})  # noqa: E731
+        patch.setattr(optuna.study.Study, "set_user_attr", less)
+        searches.run_search(*write({RATIO: {"values": [1, 2]}}, taught, trials=1))
+    searches.run_search(*write({RATIO: {"values": [1, 2]}}, taught))
+    assert len(trained.calls) == 2
+    teacher.write_text("other weights")
+    with pytest.raises(UserError, match="has changed"):
+        searches.run_search(*write({RATIO: {"values": [1, 2]}}, taught))
+
+
 def test_what_cannot_change_a_result_may_change(write, trained):
     searches.run_search(*write(TWO))
     assert searches.run_search(*write(TWO, {"train.log_every": 1}))["best"] == 1
@@ -418,7 +467,7 @@ def test_the_objective_may_be_one_figure(write, trained):
     trained.act[2] = lambda config, judge: metrics(10.0) | {"det": {"mAP": 80.0, "mAP50": None}}
     results = searches.run_search(*write(TWO, objective="det.mAP"))
     assert results["best"] == 2 and results["trials"][0]["objective"] == 80.0
-    assert searches.score("det.mAP50", metrics(10.0), {}) == 0.0  # nothing to measure
+    assert search_space.score("det.mAP50", metrics(10.0), {}) == 0.0  # nothing to measure
 
 
 # ---- what it writes
@@ -438,18 +487,18 @@ def test_the_best_config_can_be_trained(write, trained, tmp_path):
 
 
 def test_short_names():
-    found = searches.short_names([ALPHA, "tasks.det.alpha", "train.optimizer.lr", "alpha"])
+    found = search_space.short_names([ALPHA, "tasks.det.alpha", "train.optimizer.lr", "alpha"])
     assert list(found.values()) == ["seg.alpha", "det.alpha", "lr", "alpha"]
 
 
 def test_values_are_shown_on_one_line():
     value = {"loss": "kl", "options": {"t": 0.123456, "on": True, "of": None}, "at": [1, 2.0]}
-    assert searches.shown(value) == "{loss: kl, options: {t: 0.1235, on: true, of: null}, at: [1, 2]}"
+    assert search_space.shown(value) == "{loss: kl, options: {t: 0.1235, on: true, of: null}, at: [1, 2]}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/search").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_searches_are_sound(path):
-    plan = searches.Plan(load_search(path), str(path), str(ROOT / "configs/scenes_distilled.yaml"), ("train.eval_every=140",))
+    plan = search_space.Plan(load_search(path), str(path), str(ROOT / "configs/scenes_distilled.yaml"), ("train.eval_every=140",))
     assert plan.check().distils and plan.search.total() > 10
 
 
@@ -500,5 +549,5 @@ def test_every_state_has_a_place_in_the_plot(tmp_path):
         {"trial": 3, "state": "failed", "objective": None, "values": {"a.x": 10.0, "b": "text", "c": 3}},
     ]
     space = {"a.x": {"low": 1.0, "high": 10.0, "log": True}, "b": {"values": [KL, "text"]}, "c": {"values": [None, 3]}}
-    picture = searches.draw({"objective": "mean", "best": 1, "space": space, "trials": rows})
+    picture = search_report.draw({"objective": "mean", "best": 1, "space": space, "trials": rows})
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000

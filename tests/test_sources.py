@@ -325,7 +325,7 @@ def test_torchvision_segmentation(images, tmp_path):
     own = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=4).eval()
     torch.save(own.state_dict(), tmp_path / "net.pt")
     made = source("torchvision", tmp_path / "net.pt")
-    torch.testing.assert_close(made.load(CPU)(images)["seg"], own(images)["out"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.load(CPU)(images)["semantic"], own(images)["out"], rtol=0, atol=1e-5)
     assert not made.normalises and made.mean
     refused("torchvision", None, "options.weights")
     refused("torchvision", None, "did you mean", model="deeplabv3_resnet5")
@@ -353,10 +353,12 @@ def test_torchvision_detectors(tmp_path, model):
     pictures = torch.rand(2, 3, 72, 100)
     made = source("torchvision", tmp_path / "net.pt", model=model, arguments=limits)
     assert made.normalises
-    for found, wanted in zip(made.load(CPU)(pictures)["det"], own(list(pictures)), strict=True):
+    for found, wanted in zip(made.load(CPU)(pictures)["detection"], own(list(pictures)), strict=True):
         real = wanted["labels"] > 0
         same(found, {**{k: v[real] for k, v in wanted.items()}, "labels": wanted["labels"][real] - 1})
-    dense = load("torchvision", tmp_path / "net.pt", model=model, arguments=limits, dense=True)(pictures)["det"]
+    dense = load("torchvision", tmp_path / "net.pt", model=model, arguments=limits, dense=True)(pictures)[
+        "detection"
+    ]
     count = dense["boxes"].shape[1]
     assert (
         dense["scores"].shape == (2, count, 3) and dense["locations"].shape == (1, count, 2) and dense["strides"].shape == (count,)
@@ -375,10 +377,10 @@ def test_torchvision_knows_classes_of_its_own_weights(monkeypatch):
     monkeypatch.setattr("multitask_kd.sources.torchvision.torchvision.models.get_model", lambda *a, **k: nn.Identity())
     made = source("torchvision", None, model="fasterrcnn_resnet50_fpn", weights="COCO_V1")
     made.load(CPU)
-    assert made.classes["det"][:2] == ["person", "bicycle"] and len(made.classes["det"]) == 90
+    assert made.classes["detection"][:2] == ["person", "bicycle"] and len(made.classes["detection"]) == 90
     made = source("torchvision", None, weights="DEFAULT")
     made.load(CPU)
-    assert made.classes["seg"][0] == "__background__"
+    assert made.classes["semantic"][0] == "__background__"
 
 
 def test_slices_of_a_fixed_batch():

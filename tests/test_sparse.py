@@ -13,8 +13,14 @@ from multitask_kd.compress.graph import Group, Slice
 from multitask_kd.compress.sparse import Sparse, group_penalty, norm_scales, scale_penalty
 from multitask_kd.engine import log
 from multitask_kd.engine import train as loop
+from multitask_kd.engine.run import build_run
 from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
+
+
+def built(config):
+    """The run of a config."""
+    return build_run(build.resolve_init(config))
 
 
 def test_scale_penalty_by_hand():
@@ -110,7 +116,7 @@ def test_off_is_the_loop_as_it_was(tiny, runs, tmp_path, monkeypatch, same_weigh
     train(tiny(tmp_path / "again", {"train.ema": 0, "eval.pictures": 0, "train.eval_every": 2}))
     assert all("sparse" not in names for names in totals)
     same_weights(weights(runs[0] / "plain"), weights(tmp_path / "again"))
-    assert build.recipe(tiny(tmp_path / "x")).sparse is None
+    assert built(tiny(tmp_path / "x")).sparse is None
 
 
 @pytest.mark.parametrize(
@@ -129,9 +135,9 @@ def test_sections_that_are_refused(raw, tmp_path, given, says):
 
 def test_group_without_torch_pruning_is_told_before_data_is_read(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    monkeypatch.setattr(build, "layout", lambda *args: pytest.fail("data was read"))
+    monkeypatch.setattr(build, "open_sets", lambda *args: pytest.fail("data was read"))
     with pytest.raises(UserError, match="sparse.method: group needs the package torch-pruning"):
-        build.recipe(tiny(tmp_path, {"sparse": {"method": "group"}}))
+        built(tiny(tmp_path, {"sparse": {"method": "group"}}))
     build.check(tiny(tmp_path, {"sparse": {"method": "scale"}}))
 
 

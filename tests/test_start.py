@@ -9,10 +9,16 @@ from multitask_kd import build, checkpoint
 from multitask_kd.compress.profile import WHOLE, parameters
 from multitask_kd.compress.prune import Cutter
 from multitask_kd.engine.prune import cut_content
-from multitask_kd.engine.train import ready, train
+from multitask_kd.engine.run import build_run, prepare
+from multitask_kd.engine.train import check, train
 from multitask_kd.errors import UserError
 
 QUIET = {"eval.pictures": 0, "train.ema": 0.9, "train.eval_every": 2}
+
+
+def ready(config):
+    """The run of a config, and its optimizer."""
+    return prepare(build.resolve_init(config))
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,21 @@ def test_the_uncut_network_teaches(begun, distilled, tmp_path, tiny, cut):
     assert train(config) is not None
 
 
+def test_the_file_is_read_once(begun, distilled, cut, tmp_path, monkeypatch):
+    read, load = [], torch.load
+
+    def counted(path, *args, **kwargs):
+        read.append(str(path))
+        return load(path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counted)
+    train(begun(tmp_path / "run", {**distilled, "train.steps": 1}))
+    assert read.count(str(cut)) == 1
+    read.clear()
+    check(begun(tmp_path / "checked", distilled))
+    assert read.count(str(cut)) == 1
+
+
 # --- what is refused
 
 
@@ -124,7 +145,7 @@ def test_tasks_and_classes_that_do_not_fit(tiny, cut, tmp_path):
     content["arch"]["tasks"]["seg"]["classes"].reverse()
     checkpoint.save(tmp_path / "other.pt", content)
     with pytest.raises(UserError, match=r"model.start: .*other.pt: the classes of 'seg' are in another order"):
-        build.recipe(tiny(tmp_path, {**base, "model.start": str(tmp_path / "other.pt")}))
+        build_run(build.resolve_init(tiny(tmp_path, {**base, "model.start": str(tmp_path / "other.pt")})))
 
 
 def test_files_that_are_none(tiny, tmp_path):

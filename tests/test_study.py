@@ -1,4 +1,6 @@
 import json
+import signal
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -6,10 +8,12 @@ import yaml
 from multitask_kd import build, checkpoint
 from multitask_kd.engine import train as loop
 from multitask_kd.errors import UserError
+from multitask_kd.experiments import runs as trainings
+from multitask_kd.experiments import steps, study_config
 from multitask_kd.experiments import study as studies
-from multitask_kd.experiments import study_config
 from multitask_kd.models.multitask import count_parameters
 
+FIGURES = [{"key": "mIoU", "heading": "mIoU"}, {"key": "mAP", "heading": "mAP", "digits": 1}]
 ROWS = [
     {"name": "alone", "against": [], "seeds": [0, 1, 2], "mIoU": [10.0, 20.0, 30.0], "mAP": [1.0, 2.0, 3.0]},
     {"name": "taught", "against": ["alone"], "seeds": [2, 0], "mIoU": [33.0, 14.0], "mAP": [3.5, 1.25]},
@@ -18,7 +22,7 @@ ROWS = [
 
 
 def test_gains_are_differences_of_the_same_seed():
-    found = studies.gains(ROWS)
+    found = studies.gains(ROWS, ["mIoU", "mAP"])
     # taught - alone, seed 2: 33 - 30 and 3.5 - 3; seed 0: 14 - 10 and 1.25 - 1
     assert found == [
         {"name": "taught", "against": "alone", "mIoU": [3.0, 4.0], "mAP": [0.5, 0.25]},
@@ -40,9 +44,9 @@ def test_a_figure_that_was_not_measured_leaves_a_gap():
         "step_ms": [12.6],
     }
     rows = [row | {"name": "a", "mIoU": [50.0, None]}, row | {"name": "b", "against": "a", "mIoU": [60.0, 70.0]}]
-    found = studies.gains(rows)
+    found = studies.gains(rows, ["mIoU"])
     assert found == [{"name": "b", "against": "a", "mIoU": [10.0, None]}]
-    text = studies.report({"title": "t", "machine": "m", "rows": rows, "gains": found})
+    text = studies.report({"title": "t", "machine": "m", "rows": rows, "figures": FIGURES, "gains": found})
     assert text.splitlines()[-1].split() == ["b", "-", "a", "-"]
 
 
@@ -60,7 +64,8 @@ def test_report_shows_mean_and_spread():
         }
         for row in ROWS
     ]
-    results = {"title": "A title", "machine": "a machine", "rows": rows, "gains": studies.gains(rows)}
+    gains = studies.gains(rows, ["mIoU", "mAP"])
+    results = {"title": "A title", "machine": "a machine", "rows": rows, "figures": FIGURES, "gains": gains}
     text = studies.report(results)
     assert "A title" in text and "a machine" in text
     assert "20.0 +- 10.0" in text and "3.5 +- 0.7" in text and "taught - alone" in text
@@ -104,29 +109,29 @@ def test_seeds_get_a_row_and_folders_of_their_own(write, tmp_path):
 @pytest.fixture
 def trained(monkeypatch):
     """Every call of train that a study makes: (last folder, resume, overwrite)."""
-    calls, really = [], studies.train
+    calls, really = [], trainings.train
 
     def train(one, *, resume, overwrite):
         calls.append((one.run.dir.rpartition("/")[2], resume, overwrite))
         return really(one, resume=resume, overwrite=overwrite)
 
-    monkeypatch.setattr(studies, "train", train)
+    monkeypatch.setattr(trainings, "train", train)
     return calls
 
 
 def test_what_was_interrupted_goes_on_and_what_is_done_is_kept(write, trained, monkeypatch, tmp_path):
     path = write({"teacher": STUDENT, "pupil": TAUGHT})
     with monkeypatch.context() as patch:
-        really = studies.train
+        really = trainings.train
         stop = lambda one, **kwargs: really(one, **kwargs) if "teacher" in one.run.dir else interrupted(one, **kwargs)  # noqa: E731
 
         def interrupted(one, **kwargs):
             done = loop.Progress.step
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(loop.Progress, "step", lambda self: (done(self), loop.signal.raise_signal(loop.signal.SIGTERM)))
+                inner.setattr(loop.Progress, "step", lambda self: (done(self), signal.raise_signal(signal.SIGTERM)))
                 return really(one, **kwargs)
 
-        patch.setattr(studies, "train", stop)
+        patch.setattr(trainings, "train", stop)
         assert studies.run_study(path) is None
     assert not (tmp_path / "out/results.json").exists()
     assert checkpoint.load(tmp_path / "out/pupil/last.pt", "x")["step"] == 1
@@ -159,6 +164,55 @@ def test_what_an_old_teacher_taught_is_trained_again_even_after_a_stop(write, tr
     trained.clear()
     studies.run_study(path)
     assert trained == [("pupil", False, True)]
+
+
+def test_a_teacher_whose_file_has_changed_teaches_again(write, trained, teacher_run, tmp_path, capsys):
+    """It was trained elsewhere: its config is none of the study's, and its path stays."""
+    given = tmp_path / "given.pt"
+    content = checkpoint.load(teacher_run / "best.pt", "x")
+    checkpoint.save(given, content)
+    path = write({"alone": STUDENT, "pupil": TAUGHT | {"overrides": [f"teacher.path={given}"]}})
+    studies.run_study(path)
+    trained.clear()
+    checkpoint.save(given, content)
+    studies.run_study(path)
+    assert trained == []
+    next(iter(content["model"].values())).mul_(0.5)
+    checkpoint.save(given, content)
+    capsys.readouterr()
+    studies.run_study(path)
+    assert trained == [("pupil", False, True)]
+    assert f"trained again: teacher.path {given} has changed" in capsys.readouterr().out
+
+
+def test_what_cannot_change_a_result_trains_nothing_and_seeds_only_what_is_new(write, trained, tmp_path):
+    studies.run_study(write({"a": STUDENT}, seeds=[0, 3]))
+    trained.clear()
+    workers = STUDENT | {"overrides": ["data.workers=3", "run.threads=2"]}
+    studies.run_study(write({"a": workers}, seeds=[0, 3]))
+    assert trained == []
+    (row,) = studies.run_study(write({"a": STUDENT}, seeds=[0, 3, 5]))["rows"]
+    assert [folder for folder, _, _ in trained] == ["seed5"] and row["seeds"] == [0, 3, 5]
+
+
+def test_a_study_of_an_earlier_version_is_kept_and_its_files_are_noted(write, trained, tmp_path):
+    """It has no markers. A teacher that is then trained anew teaches its pupils again."""
+    path = write({"teacher": STUDENT, "pupil": TAUGHT})
+    studies.run_study(path)
+    for marker in (tmp_path / "out").rglob("made_of.json"):
+        marker.unlink()
+    trained.clear()
+    studies.run_study(write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}, "pupil": TAUGHT}))
+    assert trained == [("teacher", False, True), ("pupil", False, True)]
+
+
+def test_every_file_is_hashed_once(write, trained, teacher_run, monkeypatch):
+    read, really = [], steps.file_digest
+    monkeypatch.setattr(steps, "file_digest", lambda path, where: read.append(path) or really(path, where))
+    monkeypatch.setattr(steps, "_digests", {})
+    taught = TAUGHT | {"overrides": [f"teacher.path={teacher_run / 'best.pt'}", "train.steps=1"]}
+    studies.run_study(write({"pupil": taught, "other": taught}, seeds=[0, 1]))
+    assert len(trained) == 4 and read == [teacher_run / "best.pt"]
 
 
 CUT = {"half": {"of": "teacher", "ratio": 0.4, "round_to": 1}}
@@ -225,7 +279,7 @@ def test_no_run_starts_where_one_has_a_fault(write, trained, tmp_path):
         ({"cuts": {"half": {"of": "b", "ratio": 0.5}}}, "half.of: there is no run 'b'"),
         ({"cuts": {"a": {"of": "a", "ratio": 0.5}}}, "'a' is the name of a run too"),
         ({"cuts": {"half": {"of": "a", "ratio": 1.5}}}, "cuts.half.ratio: .*less than 1"),
-        ({"runs": {"a": STUDENT | {"start": "half"}}}, "runs.a.start: there is no cut 'half'"),
+        ({"runs": {"a": STUDENT | {"start": "half"}}}, "runs.a.start: 'half' is not in cuts"),
         ({"runs": {"a": STUDENT | {"start": "half"}}, "cuts": {"half": {"of": "a", "ratio": 0.5}}}, "put that one before"),
     ],
 )
@@ -237,6 +291,27 @@ def test_studies_that_make_no_sense_are_refused(write, changes, said):
 def test_options_of_a_cut_are_told_before_anything_is_trained(write, trained):
     with pytest.raises(UserError, match=r"study.yaml: cuts.half: --method: there is no 'scales'; did you mean 'scale'"):
         studies.run_study(write(FROM_CUT, cuts={"half": CUT["half"] | {"method": "scales"}}))
+    assert trained == []
+
+
+def test_figures_of_several_tasks_of_a_kind_have_their_names(tiny, tmp_path):
+    lanes = {"lane": {"kind": "semantic"}, "road": {"kind": "semantic"}, "z": {"kind": "depth"}, "det": {}}
+    one = tiny(tmp_path, {f"tasks.{name}": section for name, section in lanes.items()} | {"tasks.seg": None})
+    found = studies.figures_of({"a": {0: tiny(tmp_path)}, "b": {0: one}})
+    assert [column.key for column in found.values()][:3] == ["mIoU", "lane mIoU", "road mIoU"]
+    assert {("lane", "mIoU"), ("det", "mAP"), ("z", "delta1")} <= set(found)
+    row = {"name": "b", "labelled_images": 1, "unlabelled_images": 0, "params": 1, "macs": 1, "steps": 1}
+    row |= {"seconds": [1.0], "step_ms": [1.0], "seeds": [0], "against": [], "lane mIoU": [12.34], "AbsRel": [0.1234]}
+    figures = [asdict(column) for column in found.values()]
+    text = studies.report({"title": "t", "machine": "m", "rows": [row], "figures": figures, "gains": []})
+    assert "lane mIoU" in text and " 12.3 " in text and " 0.123 " in text and "road mIoU" not in text
+
+
+def test_a_task_that_is_of_two_kinds_in_one_study_is_refused(write, trained, tmp_path):
+    path = write({"a": STUDENT | {"overrides": ["tasks.seg=null", "tasks.it={kind: semantic}"]},
+                  "b": STUDENT | {"overrides": ["tasks.seg=null", "tasks.it={kind: depth}"]}})  # fmt: skip
+    with pytest.raises(UserError, match="'it' is semantic in 'a' and depth in 'b'"):
+        studies.run_study(path)
     assert trained == []
 
 
@@ -256,7 +331,8 @@ def test_picture_has_networks_of_other_tasks_cells_and_sizes(write, tmp_path):
     del only["tasks"]["det"]
     (tmp_path / "seg_only.yaml").write_text(yaml.safe_dump(only))
     rows = studies.run_study(path)["rows"]
-    assert [set(studies.FIGURES) & set(row) for row in rows] == [set(studies.FIGURES), {"mIoU"}, set(studies.FIGURES)]
+    every = {"mIoU", "mAP", "mAP50"}
+    assert [every & set(row) for row in rows] == [every, {"mIoU"}, every]
     assert (tmp_path / "out/picture.png").is_file()
 
 

@@ -220,7 +220,7 @@ def test_torchs_own_wrapper_is_resolved():
     assert bare(nn.DataParallel(net)) is net
 
 
-def test_a_teacher_shows_its_taps_without_gradients():
+def test_a_teacher_gives_its_taps_without_gradients():
     class Shown(Net):
         def forward(self, images):
             out, _ = super().forward(images)
@@ -228,9 +228,9 @@ def test_a_teacher_shows_its_taps_without_gradients():
 
     net = Shown()
     teacher = Teacher(net, {}, torch.device("cpu"), taps=["neck.p3", "stem"])
-    view = teacher(IMAGES)
-    assert set(view.taps) == {"neck.p3", "stem"} and set(view.preds) == {"seg"}
-    assert not any(t.requires_grad for t in view.taps.values())
+    output = teacher(IMAGES)
+    assert set(output.taps) == {"neck.p3", "stem"} and set(output.preds) == {"seg"}
+    assert not any(t.requires_grad for t in output.taps.values())
     assert hooks(net) == 0
     with pytest.raises(UserError, match=r"teacher: the network has no module 'nec\.p3'; did you mean 'neck\.p3'\?"):
         Teacher(net, {}, torch.device("cpu"), taps=["nec.p3"])

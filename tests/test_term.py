@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multitask_kd.distill.term import Term, as_map, grid, resized
+from multitask_kd.distill.term import Term, as_map, grid
 from multitask_kd.losses.cwd import CWD
 from multitask_kd.losses.feature_mse import FeatureMSE
 from multitask_kd.losses.kl import KL
 from multitask_kd.losses.mgd import MGD
 from multitask_kd.losses.pkd import PKD
+from multitask_kd.models.maps import resized
 
 SIZE = (48, 64)
 
@@ -62,16 +63,18 @@ def test_the_grid_of_tokens():
 
 @pytest.mark.parametrize("tokens", [11, 29, 47, 100])  # 3 x 4 = 12 and at most 16 more; 6 x 8 = 48
 def test_tokens_that_make_no_grid_are_refused(tokens):
-    with pytest.raises(ValueError, match=rf"puts out {tokens} tokens, which are no grid of square patches of 48x64 pixels"):
+    with pytest.raises(
+        ValueError, match=rf"gives {tokens} tokens, which are no grid of square patches of 48x64 pixels"
+    ):
         as_map(random(1, tokens, 3), SIZE)
 
 
 def test_what_is_neither_map_nor_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"puts out \[2, 5\]: neither a map"):
+    with pytest.raises(ValueError, match=r"gives \[2, 5\]: neither a map"):
         as_map(random(2, 5), SIZE)
-    with pytest.raises(ValueError, match="puts out a tuple, not one tensor; tap a module inside it"):
+    with pytest.raises(ValueError, match="gives a tuple, not one tensor; tap a module inside it"):
         as_map((random(2, 5, 6, 8),), SIZE)
-    with pytest.raises(ValueError, match="puts out a dict"):
+    with pytest.raises(ValueError, match="gives a dict"):
         as_map({"a": random(2, 5, 6, 8)}, SIZE)
 
 
@@ -142,8 +145,7 @@ def test_a_term_compares_tokens_with_maps():
 @pytest.mark.parametrize("size", ["smaller", "student", "teacher"])
 @pytest.mark.parametrize("loss", [CWD, FeatureMSE, PKD, MGD])
 def test_the_teachers_side_gets_no_gradient(loss, size):
-    made = loss()
-    made.prepare(4)
+    made = loss(4) if loss.learns else loss()
     term = Term("a", "b", made, (3, 4), norm=loss is CWD, size=size)
     student, teacher = random(2, 3, 12, 16, seed=1).requires_grad_(), random(2, 4, 6, 8, seed=2).requires_grad_()
     term(student, teacher, SIZE).backward()
@@ -186,9 +188,7 @@ def test_alignment_learns_to_bring_the_students_channels_to_the_teachers():
 def test_what_learns():
     assert list(mse_term().parameters()) and not list(mse_term((4, 4), align=False).parameters())
     assert [n for n, _ in mse_term().named_parameters()] == ["align.weight"]
-    mgd = MGD()
-    mgd.prepare(4)
-    assert list(Term("a", "b", mgd, (4, 4), align=False).parameters())
+    assert list(Term("a", "b", MGD(4), (4, 4), align=False).parameters())
     # what normalises has statistics and no weights
     assert not list(mse_term((4, 4), align=False, norm=True).parameters())
 

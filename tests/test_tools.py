@@ -8,7 +8,7 @@ import yaml
 
 from multitask_kd import checkpoint, cli
 from multitask_kd.errors import UserError
-from multitask_kd.experiments import study
+from multitask_kd.experiments import runs, study
 
 SCHEDULE = {"train.steps": 2, "eval.pictures": 1}
 
@@ -164,7 +164,7 @@ def demo_study(raw, tmp_path_factory):
     (folder / "student.yaml").write_text(yaml.safe_dump(raw("unused", SCHEDULE), sort_keys=False), encoding="utf-8")
     soft = {"seg": {"alpha": 0.5, "soft": {"loss": "kl"}}, "det": {"alpha": 0.5, "soft": {"loss": "det_mse"}}}
     (folder / "taught.yaml").write_text(yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": {"path": "unset"}}))
-    runs = {
+    plans = {
         "teacher": {"config": "student.yaml", "overrides": ["model.width=16"]},
         "scratch": {"config": "student.yaml", "overrides": ["data.labelled=4", "data.unlabelled=false"]},
         "distilled": {
@@ -172,7 +172,7 @@ def demo_study(raw, tmp_path_factory):
             "overrides": ["data.labelled=4", "teacher.path={dir}/teacher/best.pt"], "against": "scratch",
         },
     }  # fmt: skip
-    plan = {"title": "Tiny", "dir": str(folder / "out"), "runs": runs, "pictures": 2}
+    plan = {"title": "Tiny", "dir": str(folder / "out"), "runs": plans, "pictures": 2}
     (folder / "study.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
     return folder
 
@@ -207,7 +207,7 @@ def test_demo_again_trains_nothing(demo_study, tool, monkeypatch):
     if not (demo_study / "out/summary.json").exists():
         assert tool("demo", "--study", demo_study / "study.yaml")[0] == 0
     before = json.loads((demo_study / "out/summary.json").read_text())
-    monkeypatch.setattr(study, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     status, out, _ = tool("demo", "--study", demo_study / "study.yaml")
     assert status == 0 and out.count("already done") == 3
     after = json.loads((demo_study / "out/summary.json").read_text())

@@ -83,9 +83,10 @@ def test_boxes_are_one_based_and_inclusive(kit):
     assert data.classes == {"det": CLASSES, "seg": ("background", *CLASSES)}
     first = data.read(0)
     # 1..12 of 12 columns: the whole width, 0 to 12; column 3 alone: 2 to 3
-    assert first.boxes.tolist() == [[0, 0, 12, 8], [2, 1, 3, 5]]
-    assert first.classes.tolist() == [DOG, PERSON] and first.area.tolist() == [96, 4]
-    assert [a.dtype for a in (first.image, first.boxes, first.classes, first.crowd, first.area)] == [
+    found = first.labels["det"]
+    assert found.boxes.tolist() == [[0, 0, 12, 8], [2, 1, 3, 5]]
+    assert found.classes.tolist() == [DOG, PERSON] and found.area.tolist() == [96, 4]
+    assert [a.dtype for a in (first.image, found.boxes, found.classes, found.crowd, found.area)] == [
         np.uint8, np.float32, np.int64, np.bool_, np.float32
     ]  # fmt: skip
     with pytest.raises(IndexError):
@@ -94,45 +95,50 @@ def test_boxes_are_one_based_and_inclusive(kit):
 
 def test_zero_based_coordinates_stay(kit):
     kit.xml("1", thing("dog", 0, 1.5, 12.0, 8))
-    assert kit.open(one_based=False).read(0).boxes.tolist() == [[0, 1.5, 12, 8]]
-    assert kit.open().read(0).boxes.tolist() == [[0, 0.5, 12, 8]]  # -1 is clipped
+    assert kit.open(one_based=False).read(0).labels["det"].boxes.tolist() == [[0, 1.5, 12, 8]]
+    assert kit.open().read(0).labels["det"].boxes.tolist() == [[0, 0.5, 12, 8]]  # -1 is clipped
 
 
 def test_not_labelled_is_not_empty(kit):
     data = kit.open()
     labelled, empty, neither = (data.read(i) for i in range(3))
-    assert labelled.mask is None and empty.mask is None and neither.boxes is None and neither.classes is None
-    assert empty.boxes.shape == (0, 4) and empty.boxes.dtype == np.float32 and len(empty.classes) == len(empty.crowd) == 0
+    assert "seg" not in labelled.labels and "seg" not in empty.labels and "det" not in neither.labels
+    none = empty.labels["det"]
+    assert none.boxes.shape == (0, 4) and none.boxes.dtype == np.float32
+    assert len(none.classes) == len(none.crowd) == 0
     assert neither.image[0, 0, 0] in (2, 3, 4)
 
 
 def test_masks_give_palette_indices_and_void(kit):
-    mask = kit.open().read(2).mask
+    mask = kit.open().read(2).labels["seg"]
     assert mask.dtype == np.uint8 and mask[2, :4].tolist() == [12, 20, IGNORE, 0] and mask.sum() == 12 + 20 + 255
     with begins("mask", "3.png", "index 12", "0 to 1", "`seg_classes`"):
         kit.open(seg_classes=["background", "dog"]).read(2)
 
 
 def test_difficult_objects(kit):
-    assert kit.open().read(0).crowd.tolist() == [True, False]
-    assert kit.open(difficult="keep").read(0).crowd.tolist() == [False, False]
+    assert kit.open().read(0).labels["det"].crowd.tolist() == [True, False]
+    seen = kit.open().seen["det"]
+    assert seen.sum() == seen[PERSON] == 1  # what is ignored does not count
+    assert kit.open(difficult="keep").seen["det"][DOG] == 1
+    assert kit.open(difficult="keep").read(0).labels["det"].crowd.tolist() == [False, False]
     dropped = kit.open(difficult="drop")
-    assert dropped.read(0).classes.tolist() == [PERSON] and not dropped.faults
+    assert dropped.read(0).labels["det"].classes.tolist() == [PERSON] and not dropped.faults
     for mark in ("", "<difficult/>", "<difficult> </difficult>"):  # labelme leaves it empty
         kit.xml("1", thing("dog", 1, 1, 5, 5, difficult=mark))
-        assert kit.open().read(0).crowd.tolist() == [False]
+        assert kit.open().read(0).labels["det"].crowd.tolist() == [False]
 
 
 def test_parts_of_objects_are_no_objects(kit):
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     kit.xml("1", thing("person", 2, 2, 9, 8).replace("<bndbox>", part + "<bndbox>", 1))
-    assert kit.open().read(0).boxes.tolist() == [[1, 1, 9, 8]]
+    assert kit.open().read(0).labels["det"].boxes.tolist() == [[1, 1, 9, 8]]
 
 
 def test_bad_boxes_are_dropped_and_counted(kit):
     kit.xml("1", thing("dog", 5, 5, 4, 8) + thing("dog", 20, 1, 30, 8) + thing("dog", 10, 7, 40, 40))
     data = kit.open()
-    assert data.read(0).boxes.tolist() == [[9, 6, 12, 8]]
+    assert data.read(0).labels["det"].boxes.tolist() == [[9, 6, 12, 8]]
     assert data.faults == {"boxes of zero or negative size (dropped)": 1, "boxes outside the image (dropped)": 1}
 
 
@@ -140,23 +146,24 @@ def test_bad_boxes_are_dropped_and_counted(kit):
 def test_a_size_the_xml_lacks_is_read_from_the_image(kit, size):
     kit.xml("1", thing("dog", 1, 1, 99, 5), size)
     data = kit.open()
-    assert data.read(0).boxes.tolist() == [[0, 0, 12, 5]]
+    assert data.read(0).labels["det"].boxes.tolist() == [[0, 0, 12, 5]]
     assert data.faults == {"XMLs without the size of their image (read from the image)": 1}
 
 
 def test_splits(kit):
     assert kit.open(split="train").names == kit.open(split="Main/train").names == ["1.jpg", "3.jpg"]
     assert kit.open(split="train", boxes=False).names == ["3.jpg"]
-    assert kit.open(split="train").read(0).boxes.tolist()[1] == [2, 1, 3, 5]
-    assert kit.open(split="train").read(1).mask[2, 0] == 12
+    assert kit.open(split="train").read(0).labels["det"].boxes.tolist()[1] == [2, 1, 3, 5]
+    assert kit.open(split="train").read(1).labels["seg"][2, 0] == 12
     kit.list("Main/train", "3\r\n\r\n1 \n")
     assert kit.open(split="train").names == ["3.jpg", "1.jpg"]
 
 
 def test_one_task_alone(kit):
     boxes, masks = kit.open(masks=False), kit.open(boxes=False)
-    assert set(boxes.classes) == {"det"} and boxes.read(2).mask is None and len(boxes.read(0).boxes) == 2
-    assert set(masks.classes) == {"seg"} and masks.read(0).boxes is None and masks.read(2).mask is not None
+    assert boxes.kinds == {"det": "detection"} and masks.kinds == {"seg": "semantic"}
+    assert not boxes.read(2).labels and len(boxes.read(0).labels["det"]) == 2
+    assert not masks.read(0).labels and "seg" in masks.read(2).labels
     with begins("masks", "layout `images`"):
         kit.open(boxes=False, masks=False)
     with begins("det_classes", "`boxes`"):
@@ -167,12 +174,13 @@ def test_one_task_alone(kit):
 
 def test_classes_of_ones_own(kit):
     data = kit.open(det_classes=["person"])
-    assert data.read(0).boxes.tolist() == [[2, 1, 3, 5]] and data.read(0).classes.tolist() == [0]
+    person = data.read(0).labels["det"]
+    assert person.boxes.tolist() == [[2, 1, 3, 5]] and person.classes.tolist() == [0]
     assert data.faults == {"objects of classes that det_classes does not name (left out)": 1}
     (kit.root / "class_names.txt").write_text("_background_\nperson\ndog\n\n")
     data = kit.open(det_classes="class_names.txt", seg_classes="class_names.txt", masks=True)
     assert data.classes == {"det": ("person", "dog"), "seg": ("background", "person", "dog")}
-    assert data.read(0).classes.tolist() == [1, 0]
+    assert data.read(0).labels["det"].classes.tolist() == [1, 0]
     with begins("det_classes", "'persn'", "did you mean 'person'"):
         kit.open(det_classes=["persn"])
     with begins("det_classes", "only the background"):
@@ -204,7 +212,7 @@ def test_images_of_other_kinds_and_in_subfolders(kit):
         (kit.root / folder / f"1.{ending}").rename(kit.root / folder / "town" / f"1.{ending}")
     Image.new("RGB", (WIDTH, HEIGHT)).save(kit.root / "JPEGImages" / "4.PNG")
     data = kit.open()
-    assert data.names == ["2.jpg", "3.jpg", "4.PNG", "town/1.jpg"] and len(data.read(3).boxes) == 2
+    assert data.names == ["2.jpg", "3.jpg", "4.PNG", "town/1.jpg"] and len(data.read(3).labels["det"]) == 2
     Image.new("RGB", (WIDTH, HEIGHT)).save(kit.root / "JPEGImages" / "2.png")
     with begins("root", "'2.jpg' and '2.png'", "ending"):
         kit.open()
@@ -215,9 +223,10 @@ def test_pickled_and_cached_the_same(kit):
     for _ in range(2):
         again = pickle.loads(pickle.dumps(data))
         sample = again.read(0)
-        sample.boxes += 1
+        sample.labels["det"].boxes += 1
         sample.image += 1
-        assert again.read(0).boxes.tolist() == [[0, 0, 12, 8], [2, 1, 3, 5]] and again.read(2).mask[2, 0] == 12
+        assert again.read(0).labels["det"].boxes.tolist() == [[0, 0, 12, 8], [2, 1, 3, 5]]
+        assert again.read(2).labels["seg"][2, 0] == 12
     assert len(list((kit.root / "cache").iterdir())) == 3
 
 
@@ -250,7 +259,7 @@ def test_missing_folders_and_lists(kit):
     (kit.root / "Annotations").rmdir()
     with begins("boxes", "Annotations' does not exist"):
         kit.open()
-    assert kit.open(boxes=False).read(2).mask[2, 0] == 12
+    assert kit.open(boxes=False).read(2).labels["seg"][2, 0] == 12
 
 
 DAMAGED = [
@@ -299,13 +308,13 @@ def test_other_encodings_are_read(kit):
     for encoding in ("utf-8", "utf-16", "latin-1"):
         body = f'<?xml version="1.0" encoding="{encoding}"?>{text}'
         (kit.root / "Annotations" / "2.xml").write_bytes(body.encode(encoding))
-        assert kit.open(det_classes=["Bär"]).read(1).boxes.tolist() == [[0, 0, 2, 2]]
+        assert kit.open(det_classes=["Bär"]).read(1).labels["det"].boxes.tolist() == [[0, 0, 2, 2]]
 
 
 def test_a_folder_in_place_of_a_file(kit):
     (kit.root / "Annotations" / "2.xml").unlink()
     (kit.root / "Annotations" / "2.xml").mkdir()
-    assert kit.open().read(1).boxes is None
+    assert "det" not in kit.open().read(1).labels
     os.symlink("nowhere", kit.root / "Annotations" / "3.xml")
     with begins("root", "3.xml' does not exist"):
         kit.open()
@@ -352,12 +361,13 @@ def test_files_of_voc_2012(real):
     data = Voc(root=str(real("samples/voc_real") / "VOCdevkit/VOC2012"), split="train")
     assert data.names == ["2007_000063.jpg", "2011_003353.jpg"] and not data.faults
     chair, person = data.read(0), data.read(1)
-    assert chair.boxes.tolist() == [[122, 114, 379, 275], [74, 0, 428, 375]]
-    assert [CLASSES[c] for c in chair.classes] == ["dog", "chair"]
-    assert person.mask is None and np.allclose(person.boxes, [[129, 44.7, 375, 470]])
-    assert set(np.unique(chair.mask)) == {0, 9, 12, IGNORE}
-    rows, columns = np.nonzero(chair.mask == 12)  # within its border of void, the dog fills its box
-    assert np.abs(chair.boxes[0] - [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).max() <= 6
+    assert chair.labels["det"].boxes.tolist() == [[122, 114, 379, 275], [74, 0, 428, 375]]
+    assert [CLASSES[c] for c in chair.labels["det"].classes] == ["dog", "chair"]
+    assert "seg" not in person.labels and np.allclose(person.labels["det"].boxes, [[129, 44.7, 375, 470]])
+    assert set(np.unique(chair.labels["seg"])) == {0, 9, 12, IGNORE}
+    rows, columns = np.nonzero(chair.labels["seg"] == 12)  # within its border of void, the dog fills its box
+    extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(chair.labels["det"].boxes[0] - extent).max() <= 6
 
 
 @pytest.mark.real_data
@@ -366,6 +376,6 @@ def test_files_of_labelme(real):
     data = Voc(root=str(real("samples/voc_labelme")), det_classes=names, seg_classes=names, one_based=False)
     assert len(data) == 3 and not data.faults and len(data.classes["det"]) == 20 and len(data.classes["seg"]) == 21
     bus = data.read(2)
-    assert [data.classes["det"][c] for c in bus.classes] == ["bus", "bus", "car"]
-    for box, c in zip(bus.boxes.astype(int), bus.classes, strict=True):
-        assert (bus.mask[box[1] : box[3], box[0] : box[2]] == c + 1).mean() > 0.5
+    assert [data.classes["det"][c] for c in bus.labels["det"].classes] == ["bus", "bus", "car"]
+    for box, c in zip(bus.labels["det"].boxes.astype(int), bus.labels["det"].classes, strict=True):
+        assert (bus.labels["seg"][box[1] : box[3], box[0] : box[2]] == c + 1).mean() > 0.5

@@ -65,10 +65,13 @@ def test_boxes_and_classes(folder):
     assert data.classes == {"det": ("dog", "cat", "cow")}
     a, b, c = (data.read(i) for i in range(3))
     # cx .5, w .2 of 20 pixels: 8 to 12; cy .5, h .4 of 10 pixels: 3 to 7
-    assert np.allclose(a.boxes, [[8, 3, 12, 7], [1, 1, 3, 3]], atol=1e-5) and a.classes.tolist() == [2, 0]
-    assert a.boxes.dtype == np.float32 and a.classes.dtype == np.int64 and not a.crowd.any() and a.mask is None
-    assert np.allclose(a.area, [16, 4], atol=1e-4)
-    assert b.boxes.shape == c.boxes.shape == (0, 4)
+    found = a.labels["det"]
+    assert np.allclose(found.boxes, [[8, 3, 12, 7], [1, 1, 3, 3]], atol=1e-5)
+    assert found.classes.tolist() == [2, 0]
+    assert found.boxes.dtype == np.float32 and found.classes.dtype == np.int64
+    assert np.allclose(found.area, [16, 4], atol=1e-4) and not found.crowd.any() and "seg" not in a.labels
+    assert data.kinds == {"det": "detection"} and data.seen["det"].tolist() == [1, 0, 1]
+    assert b.labels["det"].boxes.shape == c.labels["det"].boxes.shape == (0, 4)
     assert data.faults == {"images without a label file (taken as background)": 1}
     with pytest.raises(IndexError):
         data.read(3)
@@ -77,9 +80,9 @@ def test_boxes_and_classes(folder):
 def test_missing_label_files_may_mean_unlabelled(folder):
     folder.labels("a", SQUARE)
     data = folder.open(missing="unlabelled")
-    assert data.read(2).boxes is None and data.read(2).mask is None
-    assert data.read(1).boxes.shape == (0, 4) and not data.read(1).mask.any()
-    assert not folder.open().read(2).mask.any()
+    assert data.read(2).labels == {}
+    assert data.read(1).labels["det"].boxes.shape == (0, 4) and not data.read(1).labels["seg"].any()
+    assert not folder.open().read(2).labels["seg"].any()
     with says("missing", "'unlabeled'", "did you mean 'unlabelled'"):
         folder.open(missing="unlabeled")
 
@@ -87,7 +90,7 @@ def test_missing_label_files_may_mean_unlabelled(folder):
 def test_det_classes_select_and_order(folder):
     folder.labels("a", "2 .5 .5 .2 .4", "0 .1 .2 .1 .2", "1 .1 .2 .1 .2")
     data = folder.open(det_classes=["cow", "dog"])
-    assert data.classes["det"] == ("cow", "dog") and data.read(0).classes.tolist() == [0, 1]
+    assert data.classes["det"] == ("cow", "dog") and data.read(0).labels["det"].classes.tolist() == [0, 1]
     with says("det_classes", "'cwo'", "did you mean 'cow'"):
         folder.open(det_classes=["cwo"])
     with says("det_classes", "'cow' is there twice"):
@@ -100,8 +103,10 @@ def test_doubtful_objects_are_counted(folder):
         "0 1.005 .5 .2 .4", "0 1.05 .5 .2 .4", "0 .5 .5 0 .4", "0 -.5 .5 .2 .4",
     )  # fmt: skip
     data = folder.open()
-    assert np.allclose(data.read(0).boxes, [[8, 3, 12, 7], [8, 3, 12, 7], [18.1, 3, 20, 7], [19, 3, 20, 7]], atol=1e-4)
-    assert data.read(0).classes.tolist() == [0, 1, 0, 0]
+    found = data.read(0).labels["det"]
+    expected = [[8, 3, 12, 7], [8, 3, 12, 7], [18.1, 3, 20, 7], [19, 3, 20, 7]]
+    assert np.allclose(found.boxes, expected, atol=1e-4)
+    assert found.classes.tolist() == [0, 1, 0, 0]
     del data.faults["images without a label file (taken as background)"]
     assert data.faults == {
         "objects given twice in one file (dropped)": 1,
@@ -123,13 +128,14 @@ def test_images_are_turned_upright(folder):
         turned = 5 <= orientation <= 8
         assert sample.image.shape == ((WIDTH, HEIGHT, 3) if turned else (HEIGHT, WIDTH, 3))
         assert sample.image[corner].tolist() == [255] * 3 and sample.image.sum() == 3 * 255
-        assert np.allclose(sample.boxes[0], [4, 6, 6, 14] if turned else [8, 3, 12, 7], atol=1e-5)
+        expected = [4, 6, 6, 14] if turned else [8, 3, 12, 7]
+        assert np.allclose(sample.labels["det"].boxes[0], expected, atol=1e-5)
 
 
 def test_pickle_reads_the_same_and_copies(folder):
     data = pickle.loads(pickle.dumps(folder.open()))
-    data.read(0).boxes[:] = 7
-    assert np.allclose(data.read(0).boxes[0], [8, 3, 12, 7], atol=1e-5)
+    data.read(0).labels["det"].boxes[:] = 7
+    assert np.allclose(data.read(0).labels["det"].boxes[0], [8, 3, 12, 7], atol=1e-5)
 
 
 # --- polygons
@@ -143,26 +149,34 @@ def test_polygons_give_boxes_and_masks_small_over_large(folder):
     expected[4:6, 6:8] = 1  # the smaller one stands first in the file
     sample = data.read(0)
     assert data.classes["seg"] == ("background", "dog", "cat", "cow")
-    assert (sample.mask == expected).all() and sample.mask.dtype == np.uint8
-    assert np.allclose(sample.boxes, [[6, 4, 8, 6], [4, 2, 12, 8]], atol=1e-5) and sample.classes.tolist() == [0, 1]
-    assert folder.open(segment=False).classes.keys() == {"det"} and folder.open(segment=False).read(0).mask is None
+    assert (sample.labels["seg"] == expected).all() and sample.labels["seg"].dtype == np.uint8
+    found = sample.labels["det"]
+    assert np.allclose(found.boxes, [[6, 4, 8, 6], [4, 2, 12, 8]], atol=1e-5)
+    assert found.classes.tolist() == [0, 1]
+    assert data.seen["seg"].tolist() == [3, 1, 1, 0] and data.seen["det"].tolist() == [1, 1, 0]
+    alone = folder.open(segment=False)
+    assert alone.classes.keys() == alone.read(0).labels.keys() == {"det"}
     chosen = folder.open(det_classes=["cat"])
     assert chosen.classes["seg"] == ("background", "cat")
-    assert (chosen.read(0).mask == (expected > 0)).all()  # below the dog is cat: the dog is not drawn
+    # below the dog is cat: the dog is not drawn
+    assert (chosen.read(0).labels["seg"] == (expected > 0)).all()
 
 
 def test_polygons_beyond_the_image_are_clipped(folder):
     folder.labels("a", "1 .8 .2 1.2 .2 1.2 .8 .8 .8")
     data = folder.open()
-    assert np.allclose(data.read(0).boxes, [[16, 2, 20, 8]], atol=1e-5) and data.read(0).mask.sum() == 2 * 4 * 6
+    sample = data.read(0)
+    assert np.allclose(sample.labels["det"].boxes, [[16, 2, 20, 8]], atol=1e-5)
+    assert sample.labels["seg"].sum() == 2 * 4 * 6
     assert data.faults["objects with values outside 0 to 1 (clipped)"] == 1
 
 
 def test_boxes_among_polygons_are_ignored_in_the_mask(folder):
     folder.labels("a", SMALL, SQUARE, "2 .9 .5 .1 .2")  # x 17 to 19, y 4 to 6
     data = folder.open()
-    mask = data.read(0).mask
-    assert (mask[4:6, 17:19] == IGNORE).all() and (mask == IGNORE).sum() == 4 and len(data.read(0).boxes) == 3
+    mask = data.read(0).labels["seg"]
+    assert (mask[4:6, 17:19] == IGNORE).all() and (mask == IGNORE).sum() == 4
+    assert len(data.read(0).labels["det"]) == 3 and data.seen["seg"].tolist() == [3, 1, 1, 0]
     assert data.faults["objects without a polygon (their box is ignored in the mask)"] == 1
     folder.labels("a", SQUARE, "2 .9 .5 .1 .2", "2 .5 .5 .1 .2")
     assert "seg" not in folder.open().classes  # mostly boxes
@@ -258,7 +272,7 @@ def test_lists_of_images(folder):
     folder.yaml["train"] = "lists/train.txt"
     data = folder.open()
     assert [data.name(i) for i in range(3)] == ["images/train/a.png", "images/train/b.png", "images/train/sub/e.jpg"]
-    assert [len(data.read(i).boxes) for i in range(3)] == [2, 0, 1]
+    assert [len(data.read(i).labels["det"].boxes) for i in range(3)] == [2, 0, 1]
     assert data.faults == {"lines of a list of images that name none (passed over)": 1}
     (folder.root / "train.txt").write_text("./images/train/a.png\n./images/train/z.png\n")
     folder.yaml["train"] = ["train.txt"]
@@ -273,7 +287,7 @@ def test_labels_beside_the_images(folder):
     folder.image("flat/f.png")
     folder.labels("f", "0 .5 .5 .2 .4", folder="flat")
     folder.yaml["train"] = "flat"
-    assert len(folder.open().read(0).boxes) == 1
+    assert len(folder.open().read(0).labels["det"].boxes) == 1
 
 
 def test_where_the_set_is(folder, monkeypatch):
@@ -366,7 +380,7 @@ def test_boxes_and_polygons_of_the_same_photographs(real):
         by_box, by_polygon = boxes.read(i), polygons.read(i)
         assert (by_box.image == by_polygon.image).all()
         # COCO draws its boxes around its outlines, so each box is found again
-        for box, kind in zip(by_box.boxes, by_box.classes, strict=True):
-            near = np.abs(by_polygon.boxes - box).max(axis=1) < 2
-            assert (near & (by_polygon.classes == kind)).any(), (boxes.name(i), box)
-        assert set(np.unique(by_polygon.mask)) - {0} <= {*(by_polygon.classes + 1)}
+        for box, kind in zip(by_box.labels["det"].boxes, by_box.labels["det"].classes, strict=True):
+            near = np.abs(by_polygon.labels["det"].boxes - box).max(axis=1) < 2
+            assert (near & (by_polygon.labels["det"].classes == kind)).any(), (boxes.name(i), box)
+        assert set(np.unique(by_polygon.labels["seg"])) - {0} <= {*(by_polygon.labels["det"].classes + 1)}

@@ -12,12 +12,15 @@ def main(args: argparse.Namespace) -> int:
     from multitask_kd.config import load
     from multitask_kd.engine.compare import prepare
     from multitask_kd.engine.evaluate import evaluate_checkpoint
+    from multitask_kd.engine.networks import open_network
+    from multitask_kd.precision import resolve_device
     from multitask_kd.report.tables import metrics_table
 
     prepare(json=args.json)
     config = load(args.config, args.overrides)
     metrics = evaluate_checkpoint(config, args.checkpoint)
-    print(metrics_table(metrics))
+    tasks = open_network(args.checkpoint, "--checkpoint", resolve_device(config.run.device)).tasks
+    print(metrics_table(metrics, tasks))
     if args.json:
         write_text(args.json, json.dumps(metrics, indent=2) + "\n")
     return 0

@@ -26,7 +26,8 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--checkpoint", required=True, help="best.pt or last.pt of a run, or a pruned network")
     add("--out", required=True, metavar="FILE", help=".onnx (ONNX) or .pt2 (torch.export)")
-    add("--decode", nargs="*", metavar="key=value", help="masks and boxes too, with these tasks.det.decode (nms_iou=0.5 ...)")
+    decode = "masks, boxes, ... too, with these options of tasks.<name>.decode (nms_iou=0.5, or name.nms_iou=0.5)"
+    add("--decode", nargs="*", metavar="key=value", help=decode)
     add("--opset", type=int, help="of ONNX (default: 18)")
     add("--uint8", action="store_true", help="the input is bytes 0 to 255 in place of floats 0 to 1")
     add("--dynamic-size", action="store_true", help="height and width are free multiples of the coarsest stride; not with --decode")

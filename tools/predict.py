@@ -1,4 +1,4 @@
-"""Draw and write what a network sees: python tools/predict.py --checkpoint best.pt IMAGE|FOLDER|VIDEO ... --out FOLDER"""
+"""Draw and write what a network predicts: python tools/predict.py --checkpoint best.pt IMAGE|FOLDER|VIDEO ... --out FOLDER"""
 
 import argparse
 import sys
@@ -6,8 +6,9 @@ import sys
 from multitask_kd.cli import run_tool
 
 NOTE = """Images are letterboxed as in an evaluation and results brought back to the original size. EXIF orientation is not
-applied, as in training; a video is turned upright as its file says. --out gets detections.json (a complete COCO file with
-scores), masks/*.png (class indices; settings.json has the names) and drawn/. What cannot be read is named and skipped."""
+applied, as in training; a video is turned upright as its file says. --out gets detections.json (a complete COCO file
+with scores, and by image what is predicted of it as a whole), masks/*.png or <task>/*.png (class indices, whose names
+settings.json has; depth in 1/256 m) and drawn/. What cannot be read is named and skipped."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -26,8 +27,8 @@ if __name__ == "__main__":
     parser.add_argument("--checkpoint", required=True, help="best.pt or last.pt of a run, or an exported network")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder, or one of earlier predictions")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier predictions in --out")
-    parser.add_argument("--score", type=float, default=0.3, help="boxes are drawn from this score on (default: %(default)s)")
-    parser.add_argument("--keep", type=float, default=0.01, help="boxes are written above this score (default: %(default)s)")
+    parser.add_argument("--score", type=float, default=0.3, help="objects are drawn from this score on (default: %(default)s)")
+    parser.add_argument("--keep", type=float, default=0.01, help="objects are written above this score (default: %(default)s)")
     parser.add_argument("--alpha", type=float, default=0.5, help="of the masks, 0 to 1 (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="images at once (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default: %(default)s)")

@@ -7,7 +7,8 @@ from multitask_kd.cli import run_tool
 
 
 def main(args: argparse.Namespace) -> int:
-    from multitask_kd.experiments.search import report, run_search
+    from multitask_kd.experiments.search import run_search
+    from multitask_kd.experiments.search_report import report
 
     results = run_search(args.config, args.space, args.overrides)
     if results is None:

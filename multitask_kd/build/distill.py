@@ -14,19 +14,18 @@ from ..distill.balance import BALANCES, Balance
 from ..distill.crosshead import CrossHead
 from ..distill.distiller import Distiller, Soft
 from ..distill.objective import Objective, task_weights
-from ..distill.overlap import Comparable
 from ..distill.schedules import KINDS as SCHEDULES
 from ..distill.schedules import Schedule
-from ..distill.teacher_geometry import TeacherGeometry
 from ..distill.taps import Tapped
 from ..distill.teacher import Teachers
 from ..distill.term import Term, as_map
-from ..errors import UserError, did_you_mean, as_user_error
+from ..errors import UserError, as_user_error, did_you_mean
 from ..losses.base import LOSSES, SoftLoss
 from ..models.multitask import MultiTaskNet
 from ..models.necks import level_name
+from ..models.teacher_geometry import TeacherGeometry
 from ..registry import check_options, options_of
-from ..tasks.base import Task
+from ..tasks.base import Task, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +35,35 @@ Moving = dict[str, Schedule]  # option of a loss -> the schedule that changes it
 def build_soft(task: str, section: Any) -> tuple[SoftLoss, Moving]:
     """The soft loss of a task, and which of its options are scheduled."""
     where = f"tasks.{task}.soft"
-    kind = LOSSES.get(section.soft.loss, f"{where}.loss")
-    if task not in kind.tasks:
-        fitting = [n for n in LOSSES.names() if task in LOSSES.get(n, where).tasks]
+    kind, of_task = LOSSES.get(section.soft.loss, f"{where}.loss"), kind_of(task, section.kind, f"tasks.{task}").kind
+    if of_task not in kind.kinds:
+        fitting = [n for n in LOSSES.names() if of_task in LOSSES.get(n, where).kinds]
         raise UserError(f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}")
     return soft_loss(section.soft, where)
 
 
-def soft_loss(section: Any, where: str) -> tuple[SoftLoss, Moving]:
-    """The loss that ``section`` names, with its options' first values, and the options that are scheduled."""
+def soft_loss(section: Any, where: str, channels: int = 1) -> tuple[SoftLoss, Moving]:
+    """The loss that ``section`` names, with its options' first values, and the options that are scheduled.
+
+    channels: of the maps that it compares, for a loss that learns something of its own.
+    """
     kind = LOSSES.get(section.loss, f"{where}.loss")
     plain, moving = dict(section.options), {}
+    given = (channels,) if kind.learns else ()
     for key, value in section.options.items():
         if not (isinstance(value, dict) and "schedule" in value):
             continue
-        place = f"{where}.options.{key}"
+        key_path = f"{where}.options.{key}"
         if key not in options_of(kind):
             check_options(kind, {key: value}, f"{where}.options")  # says what it may have meant
         if key not in kind.scheduled:
-            raise UserError(f"{place}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
-        parsed = parse_schedule(value, place)
+            raise UserError(f"{key_path}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
+        parsed = parse_schedule(value, key_path)
         for extreme in parsed.extremes():  # each has to be a value that the option may have
-            as_user_error(place, LOSSES.build, section.loss, {**_unscheduled(plain), key: extreme}, f"{where}.options")
+            as_user_error(key_path, LOSSES.build, section.loss, {**_unscheduled(plain), key: extreme}, f"{where}.options", *given)
         moving[key] = schedule(parsed)
         plain[key] = moving[key](0.0)
-    loss = as_user_error(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options")
+    loss = as_user_error(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options", *given)
     return loss, moving
 
 
@@ -76,27 +79,27 @@ def schedule(value: Any) -> Schedule:
     return SCHEDULES[options.pop("schedule")](**options)
 
 
-def compared_heads(config: Config, place: str | None = None) -> set[str]:
+def compared_heads(config: Config, key_path: str | None = None) -> set[str]:
     """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same; with the teacher at
-    ``place``, or any."""
-    terms = [t for t in config.distill.values() if place is None or config.tapped_teacher(t) == place]
+    ``key_path``, or any."""
+    terms = [t for t in config.distill.values() if key_path is None or config.tapped_teacher(t) == key_path]
     return {term.head for term in terms if term.head in config.tasks and term.align != "conv"}
 
 
-def teacher_name(place: str) -> str:
-    """What the teacher at ``place`` of the config is called among ``Teachers``: "teacher", or its name in ``teachers``."""
-    return place.removeprefix("teachers.")
+def teacher_name(key_path: str) -> str:
+    """What the teacher at ``key_path`` of the config is called among ``Teachers``: "teacher", or its name in ``teachers``."""
+    return key_path.removeprefix("teachers.")
 
 
-def teacher_taps(config: Config, place: str) -> list[str]:
-    """Modules of the teacher at ``place`` whose outputs ``distill`` compares."""
-    return [section.teacher_path for section in config.distill.values() if config.tapped_teacher(section) == place]
+def teacher_taps(config: Config, key_path: str) -> list[str]:
+    """Modules of the teacher at ``key_path`` whose outputs ``distill`` compares."""
+    return [section.teacher_path for section in config.distill.values() if config.tapped_teacher(section) == key_path]
 
 
 def build_distiller(
-    config: Config, net: MultiTaskNet, parts: dict[str, Task], teachers: Teachers | None
+    config: Config, net: MultiTaskNet, parts: dict[str, Task], teachers: Teachers | None, unlabelled: Sequence[str] = ()
 ) -> tuple[Distiller, dict[str, Schedule]]:
-    """All that learns, and the schedules of losses' options by their place in the config."""
+    """All that learns, and the schedules of losses' options by their key path. unlabelled: tasks without any label."""
     moving: list[tuple[Any, str, Schedule]] = []
     schedules: dict[str, Schedule] = {}
 
@@ -112,26 +115,24 @@ def build_distiller(
             loss = note(*build_soft(name, section), f"tasks.{name}.soft.options")
             known = teachers.known(name)
             known = None if len(known) == len(parts[name].classes) else known
-            loss.place(config.data.input_size, parts[name].strides, known)
-            overlap = None if loss.takes_found else Comparable(known, parts[name].strides)
-            soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, teachers), overlap)
+            soft[name] = Soft(section.soft.loss, loss, _cross_head(name, section, net, teachers), known)
     terms = {}
     shapes, overwritten = _tap_shapes(config, net, teachers)
     for name, section in config.distill.items():
         where = f"distill.{name}"
-        loss = note(*soft_loss(section, where), f"{where}.options")
-        tap, sight = section.teacher_path, TeacherGeometry(config.data.input_size, config.data.input_size)
+        tap, geometry = section.teacher_path, TeacherGeometry(config.data.input_size, config.data.input_size)
         if teachers is not None:
             who = teacher_name(config.tapped_teacher(section))
-            tap, sight = teachers.tap_name(who, tap), teachers.sights[who]
-        terms[name] = _term(where, section, loss, shapes, tap, sight, list(config.tasks))
-    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and teachers is None)
+            tap, geometry = teachers.tap_name(who, tap), teachers.geometries[who]
+        terms[name], options = _term(where, section, shapes, tap, geometry, parts)
+        note(terms[name].loss, options, f"{where}.options")
+    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and teachers is None, unlabelled=unlabelled)
     distiller.tapped.copied |= overwritten["student"]
     for name, member in teachers.members.items() if teachers else ():
         member.tapped.copied |= overwritten[name]
     distiller.balance = build_balance(config, distiller.loss_names())
     for owner, attribute, change in moving:
-        distiller.move(owner, attribute, change)
+        distiller.add_schedule(owner, attribute, change)
     return distiller, schedules
 
 
@@ -165,7 +166,7 @@ def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) ->
         sides["teacher"] = ("teacher", net, other, config.data.input_size)
     else:
         for name, member in teachers.members.items():
-            sides[name] = ("teacher", member.net, list(member.tapped.paths), teachers.sights[name].own)
+            sides[name] = ("teacher", member.net, list(member.tapped.paths), teachers.geometries[name].own)
     found: Shapes = {}
     overwritten: dict[str, set[str]] = {name: set() for name in sides}
     for name, (side, model, paths, size) in sides.items():
@@ -184,55 +185,84 @@ def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) ->
 
 
 def _term(
-    where: str, section: Any, loss: SoftLoss, shapes: Shapes, teacher_tap: str, sight: TeacherGeometry, known_tasks: Sequence[str]
-) -> Term:
-    """A term of ``distill``. teacher_tap: what its tap on the teacher is called; sight: how that teacher sees the images.
+    where: str,
+    section: Any,
+    shapes: Shapes,
+    teacher_tap: str,
+    geometry: TeacherGeometry,
+    tasks: Mapping[str, Task],
+) -> tuple[Term, Moving]:
+    """A term of ``distill``, and which options of its loss are scheduled. teacher_tap: what its tap on the teacher is called;
+    geometry: how that teacher is shown the images.
 
     Raises UserError where its taps do not give what its loss compares.
     """
+    kind = LOSSES.get(section.loss, f"{where}.loss")
     paths = {"student": section.student, "teacher": teacher_tap}
-    sizes = {"student": sight.student, "teacher": sight.own}
     for side, path in paths.items():
-        _, calls = shapes[side, path]
-        if not calls:
-            raise UserError(
-                f"{where}.{side}: the module '{path}' is never called, so nothing can be learnt there; tap one inside it"
-            )
-        if calls > 1:
-            raise UserError(f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it")
-        tap = shapes[side, path][0]
-        if isinstance(tap, torch.Tensor) and tap.shape[:1] != (1,):
-            raise UserError(f"{where}.{side}: '{path}' puts out {list(tap.shape)} for one image (windows?); tap a module around it")
-    if loss.takes_found:
-        raise UserError(f"{where}.loss: '{section.loss}' learns from detections, not from taps; use it as tasks.det.soft.loss")
-    head = section.head in known_tasks
-    if head and section.head in loss.tasks and section.align == section.norm == "auto" and section.size == "smaller":
+        _check_tap(where, side, path, *shapes[side, path])
+    if kind.form:
+        raise UserError(f"{where}.loss: '{section.loss}' learns from {kind.form}, not from taps; use it as tasks.<task>.soft.loss")
+    if _compares_heads(section, kind, tasks):
         own, other = (list(shapes[side, path][0].shape[1:]) for side, path in paths.items())
-        if own != other or not sight.same:
+        if own != other or not geometry.same:
             path = section.student
-            raise UserError(f"{where}: {path} of the student puts out {own}, of the teacher {other}; both need the same strides")
-        return Term(*paths.values(), loss, None, align=False, size=section.size, task=section.head)
-    if not loss.maps:
-        fits = f"heads.{' or heads.'.join(loss.tasks)}, without align, norm and size,"
+            raise UserError(f"{where}: {path} of the student gives {own}, of the teacher {other}; both need the same strides")
+        loss, options = soft_loss(section, where)
+        return Term(*paths.values(), loss, None, align=False, size=section.size, task=section.head), options
+    return _term_of_maps(where, section, kind, shapes, paths, geometry, tasks)
+
+
+def _check_tap(where: str, side: str, path: str, tap: Any, calls: int) -> None:
+    """Raise UserError for a tap that does not fire once a pass, or not for a whole image."""
+    if not calls:
+        raise UserError(f"{where}.{side}: the module '{path}' is never called, so nothing can be learnt there; tap one inside it")
+    if calls > 1:
+        raise UserError(f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it")
+    if isinstance(tap, torch.Tensor) and tap.shape[:1] != (1,):
+        raise UserError(f"{where}.{side}: '{path}' gives {list(tap.shape)} for one image (windows?); tap a module around it")
+
+
+def _compares_heads(section: Any, kind: type[SoftLoss], tasks: Mapping[str, Task]) -> bool:
+    """Whether a term compares the predictions of one task as they are."""
+    plain = section.align == section.norm == "auto" and section.size == "smaller"
+    return section.head in tasks and tasks[section.head].kind in kind.kinds and plain
+
+
+def _term_of_maps(
+    where: str,
+    section: Any,
+    kind: type[SoftLoss],
+    shapes: Shapes,
+    paths: Mapping[str, str],
+    geometry: TeacherGeometry,
+    tasks: Mapping[str, Task],
+) -> tuple[Term, Moving]:
+    """A term between feature maps, brought to one size and to the same channels."""
+    sizes = {"student": geometry.student, "teacher": geometry.own}
+    if not kind.maps:
+        heads = [f"heads.{name}" for name, task in tasks.items() if task.kind in kind.kinds] or ["a head of its kind"]
+        fits = f"{' or '.join(heads)}, without align, norm and size,"
         raise UserError(f"{where}.loss: '{section.loss}' compares predictions; tap {fits} on both sides")
     for side, path in paths.items():
-        if path.rpartition(":")[2].removeprefix("heads.") in known_tasks and shapes[side, path][0].dim() == 3:
-            raise UserError(f"{where}.{side}: '{path}' puts out predictions of cells, no map; tap neck.* or inside the head")
+        head = path.rpartition(":")[2].removeprefix("heads.")
+        if head in tasks and not tasks[head].is_map:
+            raise UserError(f"{where}.{side}: '{path}' gives predictions that are no map; tap neck.* or inside the head")
     maps = [as_user_error(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], sizes[side]) for side, path in paths.items()]
-    channels = tuple(m.shape[1] for m in maps)
-    align = loss.same_channels and (section.align == "conv" or (section.align == "auto" and not head))
-    if section.align == "conv" and not loss.same_channels:
+    channels, head = tuple(m.shape[1] for m in maps), section.head in tasks
+    align = kind.same_channels and (section.align == "conv" or (section.align == "auto" and not head))
+    if section.align == "conv" and not kind.same_channels:
         raise UserError(f"{where}.align: '{section.loss}' compares maps of any channels, so nothing is aligned; use auto or none")
-    if loss.same_channels and not align and channels[0] != channels[1]:
+    if kind.same_channels and not align and channels[0] != channels[1]:
         raise UserError(
             f"{where}.align: none, but the student has {channels[0]} channels there and the teacher {channels[1]}; use conv"
         )
-    loss.prepare(channels[1])
-    if section.norm == "batch" and not loss.same_channels:
+    if section.norm == "batch" and not kind.same_channels:
         raise UserError(f"{where}.norm: '{section.loss}' compares maps of any channels as they are; use auto or none")
-    norm = section.norm == "batch" or (section.norm == "auto" and loss.norm and not head)
-    seen = None if sight.same else sight
-    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size, sight=seen)
+    loss, options = soft_loss(section, where, channels[1])
+    norm = section.norm == "batch" or (section.norm == "auto" and kind.norm and not head)
+    shown = None if geometry.same else geometry
+    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size, geometry=shown), options
 
 
 def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
@@ -278,10 +308,11 @@ def build_objective(config: Config, distiller: Distiller, schedules: dict[str, S
 
     weights: dict[str, Schedule] = {}
     for name, t in config.tasks.items():
-        place = f"tasks.{name}"
-        soft = (t.soft.loss, noted(t.soft.weight, f"{place}.soft.weight")) if t.taught else None
-        ratio, alpha = noted(t.ratio, f"{place}.ratio"), noted(t.alpha, f"{place}.alpha")
-        weights |= task_weights(name, distiller.tasks[name].weights, soft, ratio=ratio, alpha=alpha)
+        key_path = f"tasks.{name}"
+        soft = (t.soft.loss, noted(t.soft.weight, f"{key_path}.soft.weight")) if t.taught else None
+        ratio, alpha = noted(t.ratio, f"{key_path}.ratio"), noted(t.alpha, f"{key_path}.alpha")
+        hard = {} if name in distiller.unlabelled else distiller.tasks[name].weights
+        weights |= task_weights(name, hard, soft, ratio=ratio, alpha=alpha)
     for name, term in config.distill.items():
         weights[f"distill.{name}"] = noted(term.weight, f"distill.{name}.weight")
     return Objective(weights, distiller.loss_names(), distiller.balance)

@@ -1,6 +1,7 @@
-"""Which channels of a network hang together: torch-pruning's dependency graph (Fang et al., DepGraph, CVPR 2023).
+"""Which channels of a network must be pruned together, by torch-pruning's dependency graph.
 
-torch-pruning is imported when it is used: a network that is cut needs it no more.
+The method is DepGraph (Fang et al., CVPR 2023). torch-pruning is imported only where it is used: a network
+that is already pruned loads and runs without it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ INSTALL = "pip install 'torch-pruning>=1.6,<2'"
 
 
 def torch_pruning(who: str) -> ModuleType:
-    """The library. Raises UserError, with the command that installs it, where it is absent."""
+    """Import torch-pruning. Raises UserError, with the command that installs it, where it is absent."""
     try:
         import torch_pruning
     except ImportError:
@@ -35,7 +36,8 @@ def torch_pruning(who: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class Slice:
-    """One tensor of a group: ``values`` [.., n, ..] along ``dim``, of which ``rows`` belong to the group's ``channels`` in turn.
+    """One parameter of a group: index ``rows[i]`` of ``values`` along ``dim`` belongs to the group's channel
+    ``channels[i]``.
 
     kind: "out" (the filters that make the channels), "in" (the weights that read them) or "scale" (of a normalisation).
     """
@@ -55,10 +57,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are cut together in every layer that makes, scales or reads them.
+    """Channels that are pruned together in every layer that makes, scales or reads them.
 
-    root: path of the layer that the graph starts from; count: channels; parts: equal parts (the groups of a GroupNorm, of a
-    grouped convolution) of which each loses as many.
+    root: path of the layer that the graph starts from; count: number of channels; parts: number of equal
+    parts (the groups of a GroupNorm or of a grouped convolution), each of which loses the same number of
+    channels.
     """
 
     root: str
@@ -70,9 +73,9 @@ class Group:
 class Graph:
     """The dependency graph of a network.
 
-    scope: backbone, neck, heads: whose channels may be cut. The outputs of the heads never are, nor what goes in and out of
-    attention (modules with ``num_heads``), whose shapes the code around them counts on.
-    Raises UserError where torch-pruning cannot follow the network.
+    scope: the parts (backbone, neck, heads) whose channels may be pruned. The outputs of the heads are never
+    pruned, nor are the inputs and outputs of attention (modules with ``num_heads``): the code around it
+    relies on their shapes. Raises UserError where torch-pruning cannot follow the network.
     """
 
     def __init__(self, net: MultiTaskNet, size: Sequence[int], scope: Collection[str] = SCOPES, who: str = "the network"):
@@ -88,13 +91,13 @@ class Graph:
             )
         net.train(training)
         self._names = {module: path for path, module in net.named_modules()}
-        self._kept = _uncut(net, scope)
+        self._kept = _layers_to_keep(net, scope)
 
     def _followed(self) -> Any:
         return _Following(self._who)
 
     def groups(self) -> list[Group]:
-        """Every group of channels that may be cut."""
+        """Every group of channels that may be pruned."""
         with self._followed():
             return [made for found in self._graph.get_all_groups(ignored_layers=self._kept) if (made := self._group(found))]
 
@@ -128,7 +131,7 @@ class Graph:
             yield Slice(layer.weight, dim, torch.tensor(rows, device=device), torch.tensor(channels, device=device), kind)
 
     def cut(self, root: str, channels: Sequence[int]) -> None:
-        """Take ``channels`` out of the group at ``root``, in place."""
+        """Remove ``channels`` from the group at ``root``, in place."""
         module = self._net.get_submodule(root)
         with self._followed():
             group = self._graph.get_pruning_group(
@@ -138,19 +141,20 @@ class Graph:
 
 
 def _idle(net: MultiTaskNet, images: Tensor) -> list[nn.Module]:
-    """Layers on which no prediction depends. Some encoders run a stage beyond the last that is used; it has to fit."""
+    """Layers that no prediction depends on. Some encoders run a stage past the last one used; its shapes must
+    still fit."""
     kinds = (nn.Conv2d, nn.Linear, *NORMS)
     owners = {id(m.weight): m for m in net.modules() if isinstance(m, kinds) and m.weight is not None}
     learning = [p for p in net.parameters() if id(p) in owners]
     with torch.enable_grad():
-        said = sum(pred.sum() for pred in net(images).preds.values())
-    found = torch.autograd.grad(said, learning, allow_unused=True)
+        total = sum(pred.sum() for pred in net(images).preds.values())
+    found = torch.autograd.grad(total, learning, allow_unused=True)
     return [owners[id(p)] for p, gradient in zip(learning, found, strict=True) if gradient is None]
 
 
 @contextmanager
 def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What ``layers`` put out while the context lasts."""
+    """Collect the outputs of ``layers`` while the context lasts."""
     found: list[Tensor] = []
     handles = [layer.register_forward_hook(lambda module, inputs, output: found.append(output)) for layer in layers]
     try:
@@ -161,7 +165,7 @@ def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 class _Following:
-    """A context in which what torch-pruning stumbles over becomes a UserError, and its warnings are silent."""
+    """A context that turns torch-pruning's exceptions into a UserError and silences its warnings."""
 
     def __init__(self, who: str):
         self.who = who
@@ -185,8 +189,8 @@ def _belongs_to_layer(root: nn.Module, parameter: nn.Parameter) -> bool:
     return any(parameter is own for layer in layers for own in layer.parameters(recurse=False))
 
 
-def _uncut(net: MultiTaskNet, scope: Collection[str]) -> list[nn.Module]:
-    """Modules whose output channels stay."""
+def _layers_to_keep(net: MultiTaskNet, scope: Collection[str]) -> list[nn.Module]:
+    """Modules whose output channels are not pruned."""
     if unknown := [name for name in scope if name not in SCOPES]:
         raise UserError(f"--scope: there is no part '{unknown[0]}'; {did_you_mean(unknown[0], SCOPES)}")
     kept = [m for name in SCOPES if name not in scope for m in getattr(net, name).modules()]
@@ -195,7 +199,8 @@ def _uncut(net: MultiTaskNet, scope: Collection[str]) -> list[nn.Module]:
 
 
 def output_layers(net: MultiTaskNet) -> dict[str, nn.Module]:
-    """The layers that make the predictions, by path: the layers of a head that stand in no tower."""
+    """The layers that make the predictions, by path: the direct children of each head, not the layers of its
+    towers."""
     found = {}
     for task, head in net.heads.items():
         found |= {
@@ -205,7 +210,7 @@ def output_layers(net: MultiTaskNet) -> dict[str, nn.Module]:
 
 
 def _equal_parts(layer: Any, out: bool) -> int:
-    """Of how many equal parts the channels of a layer are."""
+    """The number of equal parts that the channels of a layer form."""
     if isinstance(layer, nn.GroupNorm):
         return layer.num_groups
     if isinstance(layer, nn.Conv2d) and layer.groups > 1 and not (layer.groups == layer.in_channels == layer.out_channels):

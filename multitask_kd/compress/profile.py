@@ -33,7 +33,7 @@ def macs(net: MultiTaskNet, size: Sequence[int]) -> dict[str, int]:
     found: dict[str, int] = {}
     images = torch.zeros(1, 3, *size, device=next(net.parameters()).device)
     with FlopCounterMode(display=False) as counter, _in_eval(net):
-        with _round(parts_of(net), lambda name: counter.get_total_flops(), found):
+        with _metered(parts_of(net), lambda name: counter.get_total_flops(), found):
             net(images)
         total = counter.get_total_flops()
     return {name: count // 2 for name, count in found.items()} | {WHOLE: total // 2}
@@ -43,9 +43,10 @@ def macs(net: MultiTaskNet, size: Sequence[int]) -> dict[str, int]:
 def latencies(
     nets: Mapping[str, MultiTaskNet], images: Tensor, *, rounds: int = 30, settle: int = 5
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of one forward pass of each network on ``images`` [B,3,H,W], by part and of the whole: medians of ``rounds``.
+    """Milliseconds of one forward pass of each network on ``images`` [B,3,H,W], by part and of the whole.
 
-    The networks take turns, so that a machine's moods meet them all alike.
+    They are medians of ``rounds``, measured after ``settle`` rounds that do not count. The networks take
+    turns, so that changes of the machine's speed affect all of them alike.
     """
 
     def now(name: str) -> float:
@@ -57,7 +58,7 @@ def latencies(
     for turn in range(settle + rounds):
         for name, net in nets.items():
             found: dict[str, float] = {}
-            with _in_eval(net), _round(parts_of(net), now, found):
+            with _in_eval(net), _metered(parts_of(net), now, found):
                 began = now(WHOLE)
                 net(images)
                 found[WHOLE] = now(WHOLE) - began
@@ -77,8 +78,8 @@ def _in_eval(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _round(parts: Mapping[str, nn.Module], read: Any, found: dict[str, Any]) -> Iterator[None]:
-    """What the meter ``read`` gains while each part runs."""
+def _metered(parts: Mapping[str, nn.Module], read: Any, found: dict[str, Any]) -> Iterator[None]:
+    """Record in ``found`` by how much the meter ``read(name)`` rises while each part runs."""
     handles = []
     for name, part in parts.items():
 

@@ -1,4 +1,5 @@
-"""Structured pruning: which channels of a network go, until a share of its cost is gone."""
+"""Structured pruning: which channels are removed from a network until its cost has fallen by a given
+share."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from ..models.multitask import MultiTaskNet
 from .graph import SCOPES, Graph, Group
 
 METHODS = ("magnitude", "scale", "group")
-LEAST = 0.1  # the share of its channels that a layer keeps at least
-Keep = dict[str, Tensor]  # by root: the channels of its group that are taken out, ascending
+LEAST = 0.1  # every layer keeps at least this share of its channels
+Keep = dict[str, Tensor]  # by root: the channels that are removed from its group, ascending
 
 
 @dataclass(frozen=True)
 class Bite:
-    """One step of a group towards fewer channels: ``channels`` go when those of the group's earlier bites are gone.
+    """One pruning step of a group: ``channels`` are removed after those of the group's earlier bites.
 
-    score: bites are taken in rising order of it.
+    score: bites are applied in its rising order.
     """
 
     root: str
@@ -31,11 +32,12 @@ class Bite:
 
 
 def importance(group: Group, method: str) -> Tensor:
-    """What each channel of a group is worth, over the group's mean: float [count].
+    """The importance of each channel of a group, divided by the group's mean: float [count].
 
-    magnitude: norm of the filters that make it (Li et al., Pruning Filters for Efficient ConvNets, 2017); scale: mean of the
-    |weights| of the normalisations that it passes (Liu et al., Network Slimming, 2017), the magnitude where there is none; group:
-    norm of all that makes, scales and reads it (Fang et al., DepGraph, 2023).
+    magnitude: norm of the filters that make it (Li et al., Pruning Filters for Efficient ConvNets, 2017);
+    scale: mean |weight| of the normalisations that it passes through (Liu et al., Network Slimming, 2017), or
+    the magnitude where there is none; group: norm of all weights that make, scale or read it (Fang et al.,
+    DepGraph, 2023).
     """
     kinds = {"magnitude": ("out",), "scale": ("scale",), "group": ("out", "in", "scale")}[method]
     used = [s for s in group.slices if s.kind in kinds] or [s for s in group.slices if s.kind == "out"] or list(group.slices)
@@ -48,20 +50,22 @@ def importance(group: Group, method: str) -> Tensor:
 
 
 def bites(group: Group, method: str, *, local: bool, round_to: int) -> list[Bite]:
-    """The steps by which a group may shrink. Its channels go in rising order of importance, as many of each of its equal parts.
+    """The steps by which a group may shrink: its channels are removed in rising order of importance, the same
+    number from each of its equal parts.
 
-    local: every group loses the same share; else the least important channels go, wherever they are.
+    local: every group loses the same share; else the least important channels of all groups are removed
+    first.
     """
     each = group.count // group.parts
     worth = importance(group, method)
-    places = worth.view(group.parts, each).mean(0)
-    order = places.argsort(stable=True)
+    by_position = worth.view(group.parts, each).mean(0)
+    order = by_position.argsort(stable=True)
     found, before, highest = [], group.count, 0.0
     for keep in _widths(group.count, group.parts, round_to):
-        gone = order[each - before // group.parts : each - keep // group.parts]
-        mean = float(places[gone].mean())
+        removed = order[each - before // group.parts : each - keep // group.parts]
+        mean = float(by_position[removed].mean())
         highest = max(highest, mean)
-        channels = (gone[None] + each * torch.arange(group.parts)[:, None]).flatten().sort().values
+        channels = (removed[None] + each * torch.arange(group.parts)[:, None]).flatten().sort().values
         share = 1 - (before + keep) / 2 / group.count
         found.append(Bite(group.root, tuple(channels.tolist()), (share, mean) if local else (highest, share)))
         before = keep
@@ -69,7 +73,11 @@ def bites(group: Group, method: str, *, local: bool, round_to: int) -> list[Bite
 
 
 def _widths(count: int, parts: int, round_to: int) -> list[int]:
-    """The widths below ``count`` that a group may take, falling: multiples of ``round_to``, its halves, and of ``parts``."""
+    """The widths below ``count`` that a group may take, falling: multiples of ``round_to``, then its halves
+    down to 4.
+
+    All are multiples of ``parts`` and at least ``LEAST * count``.
+    """
     steps = [*range(count - 1 - (count - 1) % round_to, 0, -round_to)]
     half = round_to // 2
     while half >= 4:
@@ -79,7 +87,7 @@ def _widths(count: int, parts: int, round_to: int) -> list[int]:
 
 
 class Cutter:
-    """A network and the order in which its channels go."""
+    """A network and the order in which its channels are removed."""
 
     def __init__(
         self,
@@ -98,24 +106,24 @@ class Cutter:
         self.bites = sorted((b for g in groups for b in bites(g, method, local=local, round_to=round_to)), key=lambda b: b.score)
         if not self.bites:
             raise UserError(
-                f"{who}: nothing in {', '.join(scope)} is wide enough to be cut in steps of {round_to}; lower --round-to"
+                f"{who}: nothing in {', '.join(scope)} is wide enough to be pruned in steps of {round_to}; lower --round-to"
             )
 
     def after(self, count: int) -> MultiTaskNet:
         """A copy of the network without the channels of the first ``count`` bites."""
-        gone: dict[str, list[int]] = {}
+        removed: dict[str, list[int]] = {}
         for bite in self.bites[:count]:
-            gone.setdefault(bite.root, []).extend(bite.channels)
+            removed.setdefault(bite.root, []).extend(bite.channels)
         net = copy.deepcopy(self.net)
         graph = Graph(net, self._size, self._scope, self._who)
-        for root, channels in gone.items():
+        for root, channels in removed.items():
             graph.cut(root, sorted(channels))
         return net
 
     def reach(self, ratio: float, cost: Callable[[MultiTaskNet], float], tolerance: float) -> tuple[MultiTaskNet, float]:
-        """The cut network whose share of ``cost`` that is gone is nearest to ``ratio``, and that share.
+        """The pruned network whose cost has fallen by the share nearest to ``ratio``, and that share.
 
-        Raises UserError where it is farther from it than ``tolerance``.
+        Raises UserError where the share differs from ``ratio`` by more than ``tolerance``.
         """
         whole = cost(self.net)
         low, high = 0, len(self.bites)

@@ -1,4 +1,5 @@
-"""Sparse training: a penalty that draws whole channels towards zero, so that they can be cut with little loss."""
+"""Sparse training: a penalty that draws whole channels towards zero, so that they can be pruned with little
+loss."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from ..models.multitask import MultiTaskNet
 from .graph import Graph, Group
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
-ALPHA = 4.0  # of the group penalty: the weakest channel is held down 2^ALPHA times as hard as the strongest
+ALPHA = 4.0  # of the group penalty: the weakest channel is penalised 2^ALPHA times as much as the strongest
 
 
 class Sparse:
-    """Adds ``weight`` (of training's progress) times the penalty of ``method`` to the total, as the weighted loss "sparse".
+    """Adds ``weight(progress)`` times the penalty of ``method`` to the total, as the weighted loss "sparse".
 
     Raises UserError for a network without normalisation (scale), and where torch-pruning is absent or cannot follow it (group).
     """
@@ -38,7 +39,7 @@ class Sparse:
         return scale_penalty(norm_scales(self._net)) if self._groups is None else sum(map(group_penalty, self._groups))
 
     def scales(self) -> Tensor:
-        """Every |weight| of the normalisations, in a row."""
+        """Every |weight| of the normalisations, as one vector."""
         return torch.cat([scale.detach().abs().flatten().cpu() for scale in norm_scales(self._net)] or [torch.zeros(1)])
 
 
@@ -53,7 +54,7 @@ def scale_penalty(scales: Sequence[Tensor]) -> Tensor:
 
 
 def group_penalty(group: Group) -> Tensor:
-    """Sum over the channels k of gamma_k * |w_k|^2 / 2, w_k all weights that belong to the channel.
+    """Sum over the channels k of gamma_k * |w_k|^2 / 2, where w_k are all weights that belong to the channel.
 
     gamma_k = 2^(ALPHA * (max |w| - |w_k|) / (max |w| - min |w|)), without gradient (Fang et al., DepGraph, CVPR 2023, equations
     5 and 6, as torch-pruning's GroupNormPruner has them).

@@ -1,7 +1,9 @@
-"""The widths of a network's layers as plain data: what a cut network has besides the names that the uncut one is built from.
+"""The widths of a pruned network's layers as plain data, stored beside the names that the unpruned one is
+built from.
 
-``{"backbone.conv1": {"out_channels": 24}, "backbone.bn1": {"num_features": 24}, "backbone.stage": {"gamma": [24]}}``: by module
-path, the attributes of its layer that are other than in the network as it is built, and the shapes of its bare parameters.
+``{"backbone.conv1": {"out_channels": 24}, "backbone.bn1": {"num_features": 24},
+"backbone.stage": {"gamma": [24]}}``: by module path, the width attributes of a layer that differ from the
+network as it is built, or, for a module without width attributes, the shapes of its own parameters.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def widths(net: nn.Module, built: nn.Module) -> Widths:
-    """What of ``net`` is wider or narrower than in ``built``, a network of the same modules."""
+    """The widths of ``net`` that differ from those of ``built``, a network of the same modules."""
     found: Widths = {}
     for (path, module), other in zip(net.named_modules(), built.modules(), strict=True):
         own, before = _described(module), _described(other)
@@ -54,7 +56,7 @@ def resize(net: nn.Module, widths: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_rebuilt(net: nn.Module, rebuilt: nn.Module, images: torch.Tensor, who: str) -> None:
-    """Raise UserError unless both give the same, to the bit, on ``images``."""
+    """Raise UserError unless both networks give bit-identical predictions on ``images``."""
     with torch.no_grad():
         own, other = net.eval()(images).preds, rebuilt.eval()(images).preds
     if any(not torch.equal(own[task], other[task]) for task in own):
@@ -66,7 +68,7 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _described(module: nn.Module) -> dict[str, Any]:
-    """The widths of one module; of a kind without any, the shapes of its own parameters."""
+    """The width attributes of one module; for a module without any, the shapes of its own parameters."""
     kind = _kind(module)
     if kind is None:
         return {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
@@ -95,7 +97,7 @@ def _resize(module: nn.Module, changes: Mapping[str, Any]) -> None:
 
 
 def _shapes(module: nn.Module, kind: type[nn.Module]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a layer's tensors as its widths ask for them."""
+    """The shapes that a layer's tensors need for its widths."""
     if kind is nn.Conv2d:
         if module.in_channels % module.groups or module.out_channels % module.groups:
             raise ValueError(f"widths: {module.in_channels} to {module.out_channels} channels do not fit {module.groups} groups")
@@ -113,7 +115,7 @@ def _shapes(module: nn.Module, kind: type[nn.Module]) -> dict[str, tuple[int, ..
 
 
 def _renew(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
-    """A tensor of ``module`` in another shape, where it has one of that name."""
+    """Replace the tensor ``name`` of ``module``, where it has one, by zeros of ``shape``."""
     old = getattr(module, name, None)
     if old is None:
         return

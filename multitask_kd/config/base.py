@@ -1,9 +1,9 @@
-"""What every section of a config is, and the kinds of value that it may hold."""
+"""The base class of every section of a config, and the types of value that a section may hold."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -23,10 +23,17 @@ def _path(text: str) -> str:
     return full
 
 
+def without_null(named: Any) -> Any:
+    """A mapping without its null keys, with which a config removes entries of a base file; null becomes an
+    empty mapping."""
+    return {k: v for k, v in named.items() if v is not None} if isinstance(named, dict) else {} if named is None else named
+
+
 PathText = Annotated[str, AfterValidator(_path)]
 
 
 class Section(BaseModel):
-    """A mapping with known keys. A text behind a field is its documentation: docs/config.md is made from it."""
+    """A mapping with known keys. The text below a field documents it; docs/config.md is made from these
+    texts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,4 +1,5 @@
-"""YAML files with ``base`` and ``key=value`` overrides -> ``Config``, its faults in the words of the config, and back to YAML."""
+"""YAML files with ``base`` and ``key=value`` overrides -> ``Config``, with errors in terms of the YAML, and
+back to YAML."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError, did_you_mean
 from .base import Section
+from .data_sets import ONE_SET, SET_KEYS, SEVERAL_SETS, called
 from .schedules import SCHEDULES, AnySchedule
-from .sections import ONE_SET, SET_KEYS, SEVERAL_SETS, Config, called
+from .sections import Config
 
 S = TypeVar("S", bound=Section)
 
@@ -29,19 +31,20 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[str 
     raw = read_yaml(Path(path))
     for more in over:
         raw = merge(raw, read_yaml(Path(more)))
-    # names first, wherever they stand: a loss that changes takes its options with it
+    # names of components first, in any order: another loss drops the options of the one before
     for text in sorted(overrides, key=lambda text: text.partition("=")[0].strip().rpartition(".")[2] not in NAMES):
         _override(raw, text)
     return parse(raw, str(path))
 
 
 def parse(raw: dict[str, Any], origin: str) -> Config:
-    """A plain mapping -> Config. Raises UserError with one line a fault."""
+    """A plain mapping -> Config. Raises UserError with one line per error."""
     return validate(Config, raw, origin)
 
 
 def validate(section: type[S], raw: dict[str, Any], origin: str) -> S:
-    """A plain mapping -> a section. Raises UserError with one line a fault, each beginning with ``origin``."""
+    """A plain mapping -> a section. Raises UserError with one line per error, each beginning with
+    ``origin``."""
     try:
         return section.model_validate(raw)
     except ValidationError as error:
@@ -58,7 +61,7 @@ _SCHEDULE = TypeAdapter(AnySchedule)
 
 
 def parse_schedule(raw: Any, where: str) -> Section:
-    """A schedule that stands among a component's options. Raises UserError."""
+    """A schedule that is given as an option of a component. Raises UserError beginning with ``where``."""
     try:
         return _SCHEDULE.validate_python(raw)
     except ValidationError as error:
@@ -66,7 +69,7 @@ def parse_schedule(raw: Any, where: str) -> Section:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which 1e-3 is a number, as in YAML 1.2, and no key is there twice."""
+    """Plain YAML in which 1e-3 is a number, as in YAML 1.2, and a key that is there twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys: set[Any] = set()
@@ -90,7 +93,8 @@ for _class in (_Loader, _Dumper):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping merged over its ``base`` files; one that several of them build on counts once, at its first place.
+    """A YAML mapping merged over its ``base`` files; a file that several of them build on is merged once, the
+    first time.
 
     Raises UserError.
     """
@@ -101,7 +105,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _layers(path: Path, above: tuple[Path, ...], done: set[Path]) -> Iterator[dict[str, Any]]:
-    """The mappings of a file's bases, lowest first, then its own. ``above``: the files that led here; ``done``: read already."""
+    """The mappings of a file's bases, lowest first, then its own.
+
+    above: the files whose ``base`` led here; done: the files that were read already.
+    """
     if path.resolve() in above:
         raise UserError(f"{path}: base files form a circle")
     if path.resolve() in done:
@@ -130,13 +137,16 @@ def _read_one(path: Path) -> dict[str, Any]:
     return raw or {}
 
 
-# Keys that say whose options stand beside them, and which keys go with them when they change; None: all, but for OF_THE_SET.
+# Keys that name a component, and the keys beside each that are dropped when its value changes; None: all but
+# OF_THE_SET.
 NAMES: dict[str, tuple[str, ...] | None] = {"layout": None, "schedule": None, "loss": ("options", "weight"), "method": ("options",)}
-OF_THE_SET = tuple(key for key in SET_KEYS if key != "rename")  # not of the layout, which may change under them
+# kept when the layout changes
+OF_THE_SET = tuple(key for key in SET_KEYS if key not in ("rename", "classes", "labels"))
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``, key by key. Where a layout, schedule, loss or method changes, the other's options are left out."""
+    """``above`` over ``below``, key by key. Where a layout, schedule, loss or method changes, the options of
+    the one below are dropped."""
     merged = dict(below)
     for name in NAMES:
         if name in merged and name in above and merged[name] != above[name]:
@@ -148,7 +158,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _forget(section: dict[str, Any], name: str) -> None:
-    """Take out of ``section`` what belongs to the layout, schedule, loss or method that it had."""
+    """Remove from ``section`` the options of the layout, schedule, loss or method that it had."""
     for key in [k for k in section if k not in OF_THE_SET] if NAMES[name] is None else NAMES[name]:
         section.pop(key, None)
 
@@ -189,24 +199,24 @@ def _one_of(sets: list[Any], which: str, text: str) -> dict[str, Any]:
     return (numbered | named)[which]
 
 
-def _default(place: list[str]) -> Any:
-    """What the config has at ``place`` when nothing is given there."""
+def _default(key_path: list[str]) -> Any:
+    """The default at ``key_path`` of the config."""
     node: Any = Config().model_dump(mode="json")
-    for part in place:
+    for part in key_path:
         node = node.get(part) if isinstance(node, dict) else None
     return node
 
 
 def _explain(error: dict[str, Any], root: type[Section]) -> str:
-    """One pydantic fault in the words of the config."""
-    place = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
-    kind = next((SCHEDULES[p] for p in place if p in SCHEDULES and "schedule" in place), None)
+    """One pydantic error as a line about the YAML."""
+    key_path = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
+    kind = next((SCHEDULES[p] for p in key_path if p in SCHEDULES and "schedule" in key_path), None)
     alternatives = ("schedule", "number", ONE_SET, SEVERAL_SETS, *SCHEDULES)  # pydantic names the one that it tried
-    place = [p for p in place if p not in alternatives]
-    where = ".".join(place)
+    key_path = [p for p in key_path if p not in alternatives]
+    where = ".".join(key_path)
     if error["type"] == "extra_forbidden":
-        known = list(kind.model_fields) if kind else _known_keys(place[:-1], root)
-        return f"{where}: unknown key; {did_you_mean(place[-1], known)}"
+        known = list(kind.model_fields) if kind else _known_keys(key_path[:-1], root)
+        return f"{where}: unknown key; {did_you_mean(key_path[-1], known)}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         given = error["input"].get("schedule", "") if isinstance(error["input"], dict) else ""
         return f"{where + '.' if where else ''}schedule: unknown schedule '{given}'; {did_you_mean(given, SCHEDULES)}"
@@ -216,15 +226,15 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
 
 
 def _plain(message: str) -> str:
-    """What pydantic says of Python's types in the words of YAML."""
+    """A message of pydantic with YAML's names of types in place of Python's."""
     message = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", message)
     return message.replace("a valid tuple", "a list").replace("a valid list", "a list")
 
 
-def _known_keys(place: list[str], root: type[Section]) -> list[str]:
-    """The keys of the section at ``place``."""
+def _known_keys(key_path: list[str], root: type[Section]) -> list[str]:
+    """The keys of the section at ``key_path``."""
     section: Any = root
-    for part in place:
+    for part in key_path:
         if not (isinstance(section, type) and issubclass(section, Section)):
             return []
         annotation = section.model_fields[part].annotation if part in section.model_fields else None

@@ -1,9 +1,12 @@
-"""What every data layout gives: ``Sample`` by index, class names, and the faults it passed over."""
+"""The interface of a data layout: ``Sample`` by index, names of labels and classes, counts of the faults it
+dropped."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,40 +20,44 @@ class Sample:
     """One image and its labels; a layout gives them at the original size.
 
     image: uint8 [H,W,3] RGB.
-    mask: uint8 [H,W] class indices, ``IGNORE`` where nothing is known; None: not labelled.
-    boxes: float32 [M,4] x1,y1,x2,y2 in pixels; None: not labelled (an empty array: labelled, nothing there).
-    classes: int64 [M] indices into the layout's ``classes["det"]``.
-    crowd: bool [M], COCO's ``iscrowd``; where boxes are given without it, none is a crowd.
-    area: float32 [M], object area in pixels as the annotation gives it (COCO's size bins use it); else the boxes'.
+    labels: by the label's name; a name that is missing is not labelled in this image. What a label is depends on its kind:
+        semantic: uint8 [H,W] class indices, ``IGNORE`` where nothing is known;
+        detection: ``BoxLabels`` (without rows: labelled, and the image has no object);
+        classification: int, the class index;
+        depth: float32 [H,W] in metres, 0 where it is not known.
+    known: by the label's name, bool [C]: the classes that are labelled in this image at all; missing: all of them.
     """
 
     image: np.ndarray
-    mask: np.ndarray | None = None
-    boxes: np.ndarray | None = None
-    classes: np.ndarray | None = None
-    crowd: np.ndarray | None = None
-    area: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if self.boxes is None:
-            return
-        if self.crowd is None:
-            self.crowd = np.zeros(len(self.boxes), bool)
-        if self.area is None:
-            self.area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1, dtype=np.float32)
+    labels: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Layout:
-    """A data set on disk. A subclass is one file here, registered with ``@LAYOUTS.register("name")``.
+    """A data set on disk. A subclass is one file in layouts/, registered with ``@LAYOUTS.register("name")``.
 
     Its keyword-only parameters are its options in YAML; a UserError of its ``__init__`` begins with the option's name.
-    ``classes`` maps each task that the set labels ("seg", "det") to its class names in index order. ``faults`` counts what
-    was dropped or mended, by a description in the plural.
+    ``classes``: by the name of each label that the set gives, its class names in index order (empty for a kind without classes);
+    ``kinds``: the kind of each. ``add_label`` fills both. ``faults`` counts what was dropped or repaired, by
+    a description in the plural. ``seen``: by label, int64 [C], how often each class occurs in the set, where
+    that is known without reading images. ``wanted``: names of the labels that a run uses, None for all;
+    ``read`` need not return others.
     """
 
     def __init__(self) -> None:
         self.classes: dict[str, tuple[str, ...]] = {}
+        self.kinds: dict[str, str] = {}
         self.faults: Counter[str] = Counter()
+        self.seen: dict[str, np.ndarray] = {}
+        self.wanted: frozenset[str] | None = None
+
+    def add_label(self, name: str, kind: str, classes: Sequence[str] = ()) -> None:
+        """Declare that the set gives the label ``name`` of a kind, with these class names in index order."""
+        self.classes[name], self.kinds[name] = tuple(classes), kind
+
+    def gives(self, name: str) -> bool:
+        """Whether the set has the label ``name`` and the run uses it."""
+        return name in self.classes and (self.wanted is None or name in self.wanted)
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -84,8 +91,8 @@ class Listed(Layout):
 def clean_boxes(boxes: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray, Counter[str]]:
     """Clip boxes to the image and find the ones to keep.
 
-    boxes: [M,4] x1,y1,x2,y2 in pixels. Returns the clipped boxes [M,4], ``keep`` bool [M], and counts of
-    what was wrong (outside the image, or of no size, or not finite).
+    boxes: [M,4] x1,y1,x2,y2 in pixels. Returns the clipped boxes [M,4], ``keep`` bool [M], and counts of the
+    faults (outside the image, or of no size, or not finite).
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     finite = np.isfinite(boxes).all(axis=1)

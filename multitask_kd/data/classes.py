@@ -1,4 +1,4 @@
-"""Which classes a set has: chosen and merged by name, or stored as indices in mask files."""
+"""The classes of a set: chosen and merged by name, or stored as indices in mask files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import numpy as np
 
 from ..batch import IGNORE
 from ..errors import UserError, did_you_mean
-from .files import Files, expand, read_json, require_files, require_same_size, unique_names
+from .files import (
+    Files,
+    expand,
+    missing_files,
+    read_json,
+    read_names,
+    require_files,
+    require_same_size,
+    unique_names,
+)
 
 Choice = Sequence[str] | Mapping[str, str | Sequence[str]] | str
 
@@ -18,10 +27,11 @@ Choice = Sequence[str] | Mapping[str, str | Sequence[str]] | str
 def choose(
     given: Choice | None, known: Sequence[str], option: str, root: str = "", what: str = "category"
 ) -> dict[str, tuple[str, ...]]:
-    """The classes to use, in order, each with the ``known`` names that it stands for.
+    """The classes to use, in order, each with the ``known`` names that are merged into it.
 
-    given: a list of known names; a mapping from the name of a class to the known name or names merged into it; the path
-    of a JSON file with either; None: all. Raises UserError naming ``option`` and an unknown or repeated name.
+    given: a list of known names; a mapping from the name of a class to the known name or names merged into
+    it; the path of a JSON file with either; None: all. Raises UserError naming ``option`` and an unknown or
+    repeated name.
     """
     if isinstance(given, str):
         path = expand(given, option, root)
@@ -39,22 +49,29 @@ def choose(
     return chosen
 
 
-def named_indices(given: Any, void: Sequence[int], root: str = "") -> dict[str, list[int]]:
+def named_indices(
+    given: Any, void: Sequence[int], root: str = "", where: str = "seg_classes"
+) -> dict[str, list[int]]:
     """Class names in the order of their lowest index, each with the stored indices that mean it.
 
-    given: names by index as a list, a mapping index -> name (of any indices; a name given twice merges them), or the path
-    of a JSON file with either. Names of void indices are left out. Raises UserError for anything else.
+    given: names by index as a list, a mapping index -> name (of any indices; a name given twice merges them),
+    or the path of a file with either (see ``read_names``). Names of void indices are left out. where: the
+    option's name. Raises UserError for anything else.
     """
-    where = "seg_classes"
     if isinstance(given, str):
-        path = expand(given, where, root)
-        where, given = f"seg_classes ('{path}')", read_json(path, where)
-    if isinstance(given, Mapping) and given and all(str(key).isdecimal() and int(key) <= IGNORE for key in given):
+        where, given = read_names(given, where, root)
+    if (
+        isinstance(given, Mapping)
+        and given
+        and all(str(key).isdecimal() and int(key) <= IGNORE for key in given)
+    ):
         names = sorted((int(key), name) for key, name in given.items())
     elif isinstance(given, (list, tuple)) and len(given) <= IGNORE + 1:
         names = list(enumerate(given))
     else:
-        raise UserError(f'{where}: needed are the names of mask indices (0 to 255), as a list or as {{"0": name, ...}}')
+        raise UserError(
+            f'{where}: needed are the names of mask indices (0 to 255), as a list or as {{"0": name, ...}}'
+        )
     found: dict[str, list[int]] = {}
     kept = [(index, name) for index, name in names if index not in void and index != IGNORE]
     given_names = [name for _, name in kept]
@@ -66,17 +83,29 @@ def named_indices(given: Any, void: Sequence[int], root: str = "") -> dict[str, 
     return found
 
 
-def check_void(void: Any) -> None:
+def check_void(void: Any, where: str = "void") -> None:
     """Raise UserError unless ``void`` is a list of mask indices."""
-    if not isinstance(void, (list, tuple)) or not all(type(index) is int and 0 <= index <= 255 for index in void):
-        raise UserError(f"void: a list of mask indices from 0 to 255 is needed, not {void!r}")
+    if not isinstance(void, (list, tuple)) or not all(
+        type(index) is int and 0 <= index <= 255 for index in void
+    ):
+        raise UserError(f"{where}: a list of mask indices from 0 to 255 is needed, not {void!r}")
+
+
+def occurrences(indices: np.ndarray, count: int, left_out: np.ndarray | None = None) -> np.ndarray:
+    """int64 [count]: how often each class occurs in ``indices`` [M], without those ``left_out`` (bool [M]).
+
+    Negative indices, of what has no class, do not count.
+    """
+    counted = indices >= 0 if left_out is None else (indices >= 0) & ~left_out
+    return np.bincount(indices[counted], minlength=count).astype(np.int64)
 
 
 class IndexMasks:
     """A folder of index PNGs, read as class indices.
 
-    indices: class name -> the stored indices that mean it, in the order of the classes. void: stored indices that mean
-    "ignore"; 255 always does. hint: what to do about an index that is neither.
+    indices: class name -> the stored indices that mean it, in the order of the classes. void: stored indices
+    that mean "ignore"; 255 always does. hint: what to do about an index that is neither, for messages.
+    option: the name of the option that gives the folder.
     """
 
     def __init__(
@@ -86,8 +115,11 @@ class IndexMasks:
         indices: Mapping[str, Sequence[int]],
         void: Sequence[int] = (),
         hint: str = "add it to `void` to ignore it, or its name to `seg_classes`",
+        option: str = "masks",
     ):
-        self.folder, self.files, self.hint = folder, files, hint
+        self.folder, self.files, self.hint, self.option = folder, files, hint, option
+        self.classes = tuple(indices)
+        self._there: np.ndarray | None = None  # by image, whether it has a mask; None: all have
         self._value_of = np.full(256, IGNORE, dtype=np.uint8)  # stored index -> class index
         for value, stored in enumerate(indices.values()):
             self._value_of[list(stored)] = value
@@ -96,7 +128,24 @@ class IndexMasks:
 
     def require(self, names: Iterable[str], hint: str) -> None:
         """Raise UserError unless every mask is there."""
-        require_files(self.folder, names, "masks", hint)
+        require_files(self.folder, names, self.option, hint)
+
+    def find(self, names: Sequence[str], hint: str) -> int:
+        """Record which of the masks exist, and return how many do not. names: one per image.
+
+        Raises UserError where none exists.
+        """
+        missing = set(missing_files(self.folder, names, self.option))
+        self._there = np.array([name not in missing for name in names])
+        if not self._there.any():
+            raise UserError(
+                f"{self.option}: none of the {len(names)} images has a mask in '{self.folder}'; {hint}"
+            )
+        return int((~self._there).sum())
+
+    def has(self, index: int) -> bool:
+        """Whether image ``index`` has a mask."""
+        return self._there is None or bool(self._there[index])
 
     def read(self, name: str, image: np.ndarray, image_path: str) -> np.ndarray:
         """uint8 [H,W] class indices, IGNORE where void, of the mask ``name`` of ``image`` [H,W,3]. Raises UserError."""
@@ -112,8 +161,52 @@ class IndexMasks:
         return self._value_of[stored]
 
 
+def named_masks(masks: Any, seg_classes: Any, void: Any, root: str, files: Files) -> dict[str, IndexMasks]:
+    """Folders of index PNGs by the names of the labels that they give.
+
+    masks: label name -> folder. seg_classes: label name -> names of its indices (see ``named_indices``).
+    void: label name -> the indices that mean "ignore"; it need not have all labels. Raises UserError where
+    the three do not match.
+    """
+    if not masks or not all(isinstance(name, str) and name for name in masks):
+        raise UserError(
+            f"masks: a folder, or a mapping from names of labels to folders is needed, not {masks!r}"
+        )
+    classes = by_label(seg_classes, masks, "seg_classes")
+    void = by_label({} if void == () or void == [] else void, masks, "void")
+    found = {}
+    for name, folder in masks.items():
+        if name not in classes:
+            raise UserError(
+                f"seg_classes: `masks` has '{name}', so the names of its mask indices are needed; add "
+                f"{name}: [...]"
+            )
+        ignored = void.get(name, ())
+        check_void(ignored, f"void.{name}")
+        indices = named_indices(classes[name], ignored, root, f"seg_classes.{name}")
+        hint = f"add it to `void.{name}` to ignore it, or its name to `seg_classes.{name}`"
+        option = f"masks.{name}"
+        found[name] = IndexMasks(expand(folder, option, root), files, indices, ignored, hint, option)
+    return found
+
+
+def by_label(given: Any, labels: Iterable[str], option: str) -> dict[str, Any]:
+    """An option with a value by label of ``masks``. Raises UserError where it is no mapping or has another
+    name."""
+    labels = list(labels)
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"{option}: `masks` names labels, so a mapping by their names is needed ({', '.join(labels)}), "
+            f"not {given!r}"
+        )
+    for name in given:
+        if name not in labels:
+            raise UserError(f"{option}: `masks` has no '{name}'; {did_you_mean(name, labels)}")
+    return dict(given)
+
+
 def spans(numbers: Sequence[int]) -> str:
-    """Rising whole numbers in short: "0 to 3, 5"."""
+    """Rising whole numbers as a short text: "0 to 3, 5"."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))

@@ -54,7 +54,10 @@ def read_bytes(path: str, option: str) -> bytes:
 
 
 def read_lines(path: str, option: str) -> list[str]:
-    """The lines of a text file in UTF-8, without the white space around them. Raises UserError when it is absent or none."""
+    """The lines of a text file in UTF-8, without the white space around them.
+
+    Raises UserError when it is absent or no such file.
+    """
     try:
         return [line.strip() for line in read_bytes(path, option).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
@@ -83,19 +86,28 @@ def unique_names(names: Any, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def read_names(path: str, option: str, root: str = "") -> tuple[str, Any]:
+    """The name of a class list for messages, and its content: of a .txt one name per line, of any other file
+    JSON."""
+    path = expand(path, option, root)
+    where = f"{option} ('{path}')"
+    if path.lower().endswith(".txt"):
+        return where, "\n".join(read_lines(path, option)).strip().split("\n")
+    return where, read_json(path, option)
+
+
 def class_names(
     given: Sequence[str] | Mapping[int, str] | str, void: Sequence[int] | None, root: str = "", where: str = "seg_classes"
 ) -> tuple[str, ...]:
-    """Names in index order, less the void indices of a mask: ``void`` and 255. None where the names are not a mask's.
+    """Names in index order, without the void indices of a mask: ``void`` and 255.
 
-    given: a list, a mapping index -> name, a JSON file with either, or a text file (.txt) with a name a line.
+    void: None where the names are not those of a mask, so that 255 is an index like any other.
+    given: a list, a mapping index -> name, a JSON file with either, or a text file (.txt) with one name per
+    line.
     where: the option's name. Raises UserError when the indices that remain are not 0, 1, 2, ..., or two names are the same.
     """
     if isinstance(given, str):
-        path = expand(given, where, root)
-        text = path.lower().endswith(".txt")
-        given = "\n".join(read_lines(path, where)).strip().split("\n") if text else read_json(path, where)
-        where = f"{where} ('{path}')"
+        where, given = read_names(given, where, root)
     if isinstance(given, Mapping) and all(str(key).isdecimal() for key in given):
         names = {int(key): name for key, name in given.items()}
     elif isinstance(given, Sequence) and not isinstance(given, str):
@@ -114,8 +126,9 @@ def class_names(
     return unique_names(list(names.values()), where)
 
 
-def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> None:
-    """Raise UserError unless every one of ``names`` (relative to ``folder``) is there.
+def missing_files(folder: str, names: Sequence[str], option: str) -> list[str]:
+    """Those of ``names`` (relative to ``folder``) that do not exist. Raises UserError where the folder does
+    not exist.
 
     One listing per folder rather than one stat per file: on network disks that is seconds instead of minutes.
     """
@@ -124,7 +137,7 @@ def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> 
     wanted: dict[str, list[str]] = defaultdict(list)
     for name in names:
         wanted[os.path.dirname(name)].append(name)
-    total, missing = sum(map(len, wanted.values())), []
+    missing = []
     for parent, group in wanted.items():
         where = os.path.join(folder, parent)
         try:
@@ -135,15 +148,25 @@ def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> 
         except OSError as error:
             raise UserError(f"{option}: folder '{where}' cannot be listed: {error.strerror}") from None
         missing += [name for name in group if os.path.basename(name) not in present]
-    if missing:
-        raise UserError(f"{option}: '{missing[0]}' is missing from '{folder}' (missing: {len(missing)} of {total} files); {hint}")
+    return missing
+
+
+def require_files(folder: str, names: Iterable[str], option: str, hint: str) -> None:
+    """Raise UserError unless every one of ``names`` (relative to ``folder``) is there."""
+    names = list(names)
+    if missing := missing_files(folder, names, option):
+        raise UserError(
+            f"{option}: '{missing[0]}' is missing from '{folder}' "
+            f"(missing: {len(missing)} of {len(names)} files); {hint}"
+        )
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def list_files(folder: str, option: str, endings: tuple[str, ...], what: str) -> list[str]:
-    """Files under ``folder`` and its subfolders, relative to it with "/", sorted; hidden files and folders are passed over.
+    """Files under ``folder`` and its subfolders, relative to it with "/", sorted; hidden files and folders
+    are skipped.
 
     endings: in lower case, e.g. ".jpg". Raises UserError naming ``option`` when the folder is absent or holds none.
     """
@@ -152,9 +175,9 @@ def list_files(folder: str, option: str, endings: tuple[str, ...], what: str) ->
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        place = os.path.relpath(parent, folder)
+        subfolder = os.path.relpath(parent, folder)
         found += [
-            os.path.normpath(os.path.join(place, name)).replace(os.sep, "/")
+            os.path.normpath(os.path.join(subfolder, name)).replace(os.sep, "/")
             for name in files
             if name.lower().endswith(endings) and not name.startswith(".")
         ]
@@ -176,7 +199,10 @@ def size_text(array: np.ndarray) -> str:
 def require_same_size(
     labels: np.ndarray, path: str, image: np.ndarray, image_path: str, what: str = "mask", kind: str = "masks"
 ) -> None:
-    """Raise UserError naming both files unless ``labels`` [H,W,...] lie on ``image`` [H,W,3]. what: the file; kind: all like it."""
+    """Raise UserError naming both files unless ``labels`` [H,W,...] have the size of ``image`` [H,W,3].
+
+    what, kind: words for the labels' file and, in the plural, for files of its kind, for the message.
+    """
     if labels.shape[:2] != image.shape[:2]:
         raise UserError(
             f"{what} '{path}' is {size_text(labels)}, but image '{image_path}' is {size_text(image)} (width x height); "
@@ -217,17 +243,29 @@ def decode_mask(path: str) -> np.ndarray:
 
 
 def decode_ids(path: str) -> np.ndarray:
-    """uint16 [H,W] of a 16-bit greyscale PNG, e.g. instance ids.
+    """uint16 [H,W] of a 16-bit greyscale PNG of instance ids.
 
     Raises UserError naming a file that is absent, truncated, or of fewer bits (which lost the ids above 255).
     """
-    with _Opened(path, "id image") as image:
+    return _decode_16_bits(path, "id image", "ids")
+
+
+def decode_disparity(path: str) -> np.ndarray:
+    """uint16 [H,W] of a 16-bit greyscale PNG of disparities, as stored; raises as ``decode_ids`` does."""
+    return _decode_16_bits(path, "disparity image", "values")
+
+
+def _decode_16_bits(path: str, what: str, values: str) -> np.ndarray:
+    with _Opened(path, what) as image:
         if image.mode != "I" and not image.mode.startswith("I;16"):
-            raise UserError(f"id image '{path}' is no 16-bit greyscale PNG ({image.mode}), so its ids are lost; make it anew")
-        ids = np.array(image)
-    if ids.max(initial=0) > 65535 or ids.min(initial=0) < 0:
-        raise UserError(f"id image '{path}' has ids outside 0 to 65535; make it anew")
-    return ids.astype(np.uint16, copy=False)
+            raise UserError(
+                f"{what} '{path}' is no 16-bit greyscale PNG ({image.mode}), so its {values} are lost; make "
+                "it anew"
+            )
+        pixels = np.array(image)
+    if pixels.max(initial=0) > 65535 or pixels.min(initial=0) < 0:
+        raise UserError(f"{what} '{path}' has {values} outside 0 to 65535; make it anew")
+    return pixels.astype(np.uint16, copy=False)
 
 
 def image_size(path: str) -> tuple[int, int]:
@@ -266,9 +304,10 @@ class _Opened:
 class Files:
     """Reads images and masks, through a decode cache when ``cache`` names a folder.
 
-    The cache holds one uncompressed .npy a file, keyed by its absolute path, size and modification time, so an
-    edited file is decoded anew. It grows to the decoded size of the set and is never emptied: delete the folder at
-    will. Several processes may share it. Raises UserError when the folder cannot be written.
+    The cache holds one uncompressed .npy per file, keyed by its absolute path, size and modification time, so
+    an edited file is decoded anew. It grows to the decoded size of the set and is never emptied; the folder
+    may be deleted at any time. Several processes may share it. Raises UserError when the folder cannot be
+    written.
     """
 
     def __init__(self, cache: str | None = None):
@@ -294,13 +333,17 @@ class Files:
         """uint16 [H,W] ids as stored; see ``decode_ids``."""
         return self._read(path, "ids", decode_ids, 2, np.uint16)
 
+    def disparity(self, path: str) -> np.ndarray:
+        """uint16 [H,W] disparities as stored; see ``decode_disparity``."""
+        return self._read(path, "disparity", decode_disparity, 2, np.uint16)
+
     def _read(self, path: str, kind: str, decode: Callable[[str], np.ndarray], ndim: int, dtype: type) -> np.ndarray:
         if self.cache is None:
             return decode(path)
         try:
             stat = os.stat(path)
         except OSError:
-            return decode(path)  # says what is wrong
+            return decode(path)  # raises the UserError
         key = f"{kind}\n{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}".encode(errors="surrogateescape")
         cached = os.path.join(self.cache, hashlib.blake2b(key, digest_size=16).hexdigest() + ".npy")
         array = _load(cached, ndim, dtype)

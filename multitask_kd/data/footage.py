@@ -1,4 +1,4 @@
-"""Images and videos that someone names one by one or by folder, and the frames of a video."""
+"""Images and videos given as files or folders, and the frames of a video."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ..errors import UserError
 from .files import IMAGE_ENDINGS, list_files
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-RATE = 25.0  # frames a second of a video that does not say
+RATE = 25.0  # frames per second of a video that does not state it
 
 
 @dataclass(frozen=True)
 class Input:
-    """name: the path from the folder that holds all inputs, with "/"; video: by its ending."""
+    """An image or a video. name: its path relative to the folder that holds all inputs, with "/"; video:
+    whether its file ending is that of a video."""
 
     path: str
     name: str
@@ -29,29 +30,30 @@ class Input:
 
 
 def find(paths: Sequence[str]) -> list[Input]:
-    """Files as given, and the images and videos in folders and the folders within; each once.
+    """The given files, and the images and videos in given folders and their subfolders, each once.
 
     Raises UserError for a path that does not exist and a folder without images and videos.
     """
     if missing := [path for path in paths if not os.path.exists(path)]:
         raise UserError(f"'{missing[0]}' does not exist; name images, folders or videos that do")
-    places = [os.path.abspath(path) for path in paths]
-    top = os.path.commonpath([place if os.path.isdir(place) else os.path.dirname(place) for place in places])
+    absolute = [os.path.abspath(path) for path in paths]
+    top = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in absolute])
     found: dict[str, Input] = {}
-    for given, place in zip(paths, places, strict=True):
-        files = [place]
-        if os.path.isdir(place):
-            listed = list_files(place, f"'{given}'", (*IMAGE_ENDINGS, *VIDEO_ENDINGS), "images or videos")
-            files = [os.path.join(place, name) for name in listed]
+    for given, path in zip(paths, absolute, strict=True):
+        files = [path]
+        if os.path.isdir(path):
+            listed = list_files(path, f"'{given}'", (*IMAGE_ENDINGS, *VIDEO_ENDINGS), "images or videos")
+            files = [os.path.join(path, name) for name in listed]
         for file in files:
             found.setdefault(file, Input(file, os.path.relpath(file, top).replace(os.sep, "/")))
     return list(found.values())
 
 
 class Video:
-    """A video by OpenCV, which turns the frames upright as the file says.
+    """A video read by OpenCV, which rotates the frames upright where the file states a rotation.
 
-    rate: frames a second; count: frames it announces, 0 where it does not say. Raises UserError when it cannot be opened.
+    rate: frames per second; count: number of frames that the file states, 0 where it does not. Raises
+    UserError when it cannot be opened.
     """
 
     def __init__(self, path: str):
@@ -76,7 +78,8 @@ class Video:
 
 
 class VideoFile:
-    """Writes an mp4 (MPEG-4 part 2, which every OpenCV has) frame by frame; the size is the first frame's, made even."""
+    """Writes an mp4 (MPEG-4 part 2, which every OpenCV has) frame by frame; its size is the first frame's,
+    padded to even sides."""
 
     def __init__(self, path: str, rate: float):
         self.path, self.rate = path, rate

@@ -1,56 +1,63 @@
-"""From a layout to batches: what an image looks like depends on (seed, draw, index) alone."""
+"""From a layout to batches: the augmentation of an image depends only on (seed, draw, index)."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..batch import IGNORE, PAD, Batch, Targets
+from ..batch import Batch
 from ..errors import UserError
 from .base import Layout, Sample
-from .sampling import BatchStream, Place, Pool
-from .transforms import Geometry, TrainTransform, letterbox
+from .labels import Geometry, LabelKind
+from .sampling import BatchStream, Pool, Slot
+from .transforms import TrainTransform, letterbox
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Truth:
-    """Labels of one evaluated image at its original size (see ``Sample``); None: not labelled."""
+    """Labels of one evaluated image at its original size, and which classes are labelled in it (see
+    ``Sample``)."""
 
     index: int
     geometry: Geometry
-    mask: np.ndarray | None
-    boxes: np.ndarray | None
-    classes: np.ndarray | None
-    crowd: np.ndarray | None
-    area: np.ndarray | None
+    labels: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Item(NamedTuple):
-    """One training image: its ``sample`` at the network's size, its place in the data set, the message of a file that was skipped
-    for it, and by (H, W) the same picture, moved and coloured alike, at the sizes of teachers that see more."""
+    """One training image: its ``sample`` at the network's size, its index in the data set, the error message
+    of the file that it replaces (None: none), and by (H, W) the same picture with the same augmentation at
+    the sizes of teachers whose input is larger."""
 
     sample: Sample
     index: int
     skipped: str | None
-    views: dict[tuple[int, int], np.ndarray] = {}
+    teacher_images: dict[tuple[int, int], np.ndarray] = {}
+
+
+class Packing(NamedTuple):
+    """How a task's labels become its target: its kind, and the number of its classes."""
+
+    kind: LabelKind
+    classes: int
 
 
 class TrainSet(Dataset):
-    """Place -> Item.
+    """Slot -> Item.
 
-    pools: a broken image is replaced from its own pool, so that no label is used that was to be left out.
-    views: transforms to other sizes, which draw the same from the same seed.
+    pools: a broken image is replaced from its own pool, so that no label is used that should be left out.
+    others: transforms to other sizes, which make the same random choices from the same seed.
     """
 
     def __init__(
@@ -61,27 +68,27 @@ class TrainSet(Dataset):
         *,
         pools: Sequence[Pool],
         skip_errors: bool,
-        views: Sequence[TrainTransform] = (),
+        others: Sequence[TrainTransform] = (),
     ):
         self.layout, self.transform, self.seed, self.skip_errors = layout, transform, seed, skip_errors
         self.pools = list(pools)
-        self.views = {view.size: view for view in views}
+        self.others = {other.size: other for other in others}
 
-    def __getitem__(self, place: Place) -> Item:
-        sample, index, skipped = read_or_next(self.layout, place.index, self.pools[place.pool].indices, self.skip_errors)
-        if not place.labelled:
+    def __getitem__(self, slot: Slot) -> Item:
+        sample, index, skipped = read_or_next(self.layout, slot.index, self.pools[slot.pool].indices, self.skip_errors)
+        if not slot.labelled:
             sample = Sample(sample.image)
-        seed = int(np.random.SeedSequence([self.seed, place.draw, place.index]).generate_state(1)[0])
-        views = {size: view(Sample(sample.image), seed).image for size, view in self.views.items()}
-        return Item(self.transform(sample, seed), index, skipped, views)
+        seed = int(np.random.SeedSequence([self.seed, slot.draw, slot.index]).generate_state(1)[0])
+        others = {size: other(Sample(sample.image), seed).image for size, other in self.others.items()}
+        return Item(self.transform(sample, seed), index, skipped, others)
 
 
 def read_or_next(layout: Layout, index: int, pool: np.ndarray, skip_errors: bool) -> tuple[Sample, int, str | None]:
     """Read an image; where it is broken and errors are skipped, the next of ``pool`` (rising indices) that is whole."""
     skipped = None
     first = int(np.searchsorted(pool, index))
-    for place in range(first, first + len(pool)):
-        candidate = int(pool[place % len(pool)])
+    for position in range(first, first + len(pool)):
+        candidate = int(pool[position % len(pool)])
         try:
             return layout.read(candidate), candidate, skipped
         except UserError as error:
@@ -91,17 +98,13 @@ def read_or_next(layout: Layout, index: int, pool: np.ndarray, skip_errors: bool
     raise UserError(f"none of {len(pool)} images can be read; the first error was: {skipped}")
 
 
-def collate_train(items: list[Item], tasks: Sequence[str]) -> tuple[Batch, list[str]]:
+def collate_train(items: list[Item], tasks: Mapping[str, Packing]) -> tuple[Batch, list[str]]:
     """Samples of one size -> padded Batch with targets for ``tasks``, and the messages of skipped files."""
     samples = [item.sample for item in items]
-    images = _images([s.image for s in samples])
-    targets: Targets = {}
-    if "seg" in tasks:
-        targets["seg"] = _seg_target(samples)
-    if "det" in tasks:
-        targets["det"] = _det_target(samples)
-    views = {size: _images([item.views[size] for item in items]) for size in items[0].views}
-    batch = Batch(images, targets, torch.tensor([item.index for item in items]), views=views)
+    targets = {name: _target(name, packing, samples) for name, packing in tasks.items()}
+    others = {size: _images([item.teacher_images[size] for item in items]) for size in items[0].teacher_images}
+    indices = torch.tensor([item.index for item in items])
+    batch = Batch(_images([s.image for s in samples]), targets, indices, teacher_images=others)
     return batch, [item.skipped for item in items if item.skipped]
 
 
@@ -110,27 +113,17 @@ def _images(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def _seg_target(samples: list[Sample]) -> dict[str, Tensor]:
-    blank = np.full(samples[0].image.shape[:2], IGNORE, np.uint8)
-    masks = np.stack([blank if s.mask is None else s.mask for s in samples])
-    labelled = torch.tensor([s.mask is not None for s in samples])
-    return {"mask": torch.from_numpy(masks), "labelled": labelled}
-
-
-def _det_target(samples: list[Sample]) -> dict[str, Tensor]:
-    most = max(0 if s.boxes is None else len(s.boxes) for s in samples)
-    boxes = np.zeros((len(samples), most, 4), np.float32)
-    classes = np.full((len(samples), most), PAD, np.int64)
-    for row, sample in enumerate(samples):
-        if sample.boxes is not None:
-            boxes[row, : len(sample.boxes)] = sample.boxes
-            classes[row, : len(sample.boxes)] = sample.classes
-    labelled = torch.tensor([s.boxes is not None for s in samples])
-    return {"boxes": torch.from_numpy(boxes), "classes": torch.from_numpy(classes), "labelled": labelled}
+def _target(name: str, packing: Packing, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """A task's part of ``Batch.targets``."""
+    target = packing.kind.packed([s.labels.get(name) for s in samples], samples[0].image.shape[:2])
+    if any(name in s.known for s in samples):
+        every = np.ones(packing.classes, bool)
+        target["known"] = torch.from_numpy(np.stack([s.known.get(name, every) for s in samples]))
+    return target
 
 
 class EvalSet(Dataset):
-    """Place -> letterboxed image and its Truth, or the message of an image that cannot be read."""
+    """Number -> letterboxed image and its Truth, or the message of an image that cannot be read."""
 
     def __init__(self, layout: Layout, size: tuple[int, int], chosen: Sequence[int], *, skip_errors: bool):
         """chosen: the indices of the images, in their order."""
@@ -140,8 +133,8 @@ class EvalSet(Dataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, place: int) -> tuple[np.ndarray, Truth] | str:
-        index = self.chosen[place]
+    def __getitem__(self, number: int) -> tuple[np.ndarray, Truth] | str:
+        index = self.chosen[number]
         try:
             sample = self.layout.read(index)
         except UserError as error:
@@ -149,7 +142,7 @@ class EvalSet(Dataset):
                 raise
             return str(error)
         image, geometry = letterbox(sample.image, self.size)
-        return image, Truth(index, geometry, sample.mask, sample.boxes, sample.classes, sample.crowd, sample.area)
+        return image, Truth(index, geometry, sample.labels, sample.known)
 
 
 def collate_eval(items: list[tuple[np.ndarray, Truth] | str]) -> tuple[Batch | None, list[str]]:
@@ -182,9 +175,11 @@ def _loader(data: Dataset, workers: int, pin: bool, **kwargs) -> DataLoader:
     )
 
 
-def train_loader(data: TrainSet, stream: BatchStream, tasks: Sequence[str], *, workers: int, pin: bool) -> DataLoader:
+def train_loader(
+    data: TrainSet, stream: BatchStream, tasks: Mapping[str, Packing], *, workers: int, pin: bool
+) -> DataLoader:
     """Yields (Batch, messages of skipped files), one for every batch of ``stream``."""
-    return _loader(data, workers, pin, batch_sampler=stream, collate_fn=partial(collate_train, tasks=tuple(tasks)))
+    return _loader(data, workers, pin, batch_sampler=stream, collate_fn=partial(collate_train, tasks=dict(tasks)))
 
 
 def eval_loader(data: EvalSet, batch_size: int, *, workers: int, pin: bool) -> DataLoader:

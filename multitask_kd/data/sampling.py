@@ -1,4 +1,4 @@
-"""Which images fill which places of every batch: a function of (seed, step) alone."""
+"""Which images fill which slots of every batch: a function of only (seed, step)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sets import Sets, shared_out
 
 @dataclass(frozen=True)
 class Pool:
-    """Images that fill ``share`` places of every batch, each pass in a fresh order. ``labelled``: their labels are used."""
+    """Images that fill ``share`` slots of every batch, each pass in a fresh order. ``labelled``: their labels are used."""
 
     indices: np.ndarray
     share: int
@@ -22,8 +22,8 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One place of a batch: the ``draw``-th pass of its pool over the image ``index``."""
+class Slot:
+    """One slot of a batch: the ``draw``-th pass of its pool over the image ``index``."""
 
     draw: int
     index: int
@@ -32,8 +32,8 @@ class Place:
 
 
 class Draw(NamedTuple):
-    """How a set is drawn from: its weight in every batch, and how many of its images keep their labels: a number, a fraction, or
-    None for all; key: where that is said."""
+    """How a set is sampled: its weight in every batch, and how many of its images keep their labels: a
+    number, a fraction, or None for all; key: the key path of that number."""
 
     weight: float = 1.0
     labelled: int | float | None = None
@@ -50,9 +50,9 @@ def pools(
     unlabelled: bool,
     share: float,
 ) -> list[Pool]:
-    """The pools of all sets; a set has ``weight / sum of weights`` of the places of every batch, and at least one.
+    """The pools of all sets; a set has ``weight / sum of weights`` of the slots of every batch, and at least one.
 
-    tasks: those of the run. ``share`` of a set's places goes to its labelled images. Sets without labels are left out unless
+    tasks: those of the run. ``share`` of a set's slots goes to its labelled images. Sets without labels are left out unless
     ``unlabelled``. Raises UserError where the numbers cannot be met.
     """
     bare = [name for name in sets.members if not set(sets.labels(name)) & set(tasks)]
@@ -61,21 +61,21 @@ def pools(
         raise UserError("data.train: it has no labels for a task of this run, and data.unlabelled is false; set it to true")
     if batch_size < len(used):
         raise UserError(
-            f"train.batch_size: {batch_size} leaves no place for each of {len(used)} sets ({', '.join(used)}); raise it"
+            f"train.batch_size: {batch_size} leaves no slot for each of {len(used)} sets ({', '.join(used)}); raise it"
         )
     found = []
-    for name, places in zip(used, shared_out(batch_size, [draws[name].weight for name in used]), strict=True):
+    for name, slots in zip(used, shared_out(batch_size, [draws[name].weight for name in used]), strict=True):
         rows = sets.rows(name)
         if name in bare:
-            found.append(Pool(rows, places, False))
+            found.append(Pool(rows, slots, False))
             continue
         draw = draws[name]
         try:
             own = pools_of_set(
-                len(rows), places, labelled=draw.labelled, seed=seed, unlabelled=unlabelled, share=share, key=draw.key
+                len(rows), slots, labelled=draw.labelled, seed=seed, unlabelled=unlabelled, share=share, key=draw.key
             )
         except UserError as error:
-            where = f"; this is the set '{name}' with its {places} of {batch_size} places" if len(sets.members) > 1 else ""
+            where = f"; this is the set '{name}' with its {slots} of {batch_size} slots" if len(sets.members) > 1 else ""
             raise UserError(f"{error}{where}") from None
         found += [Pool(rows[pool.indices], pool.share, pool.labelled) for pool in own]
     return found
@@ -93,8 +93,8 @@ def pools_of_set(
 ) -> list[Pool]:
     """Split ``count`` images into those that keep their labels and those that do not.
 
-    labelled: a number, a fraction, or None for all; ``share`` of the batch goes to the labelled ones. key: where that is said.
-    Raises UserError where the numbers cannot be met.
+    labelled: a number, a fraction, or None for all; ``share`` of the batch goes to the labelled ones. key:
+    the key path of ``labelled``. Raises UserError where the numbers cannot be met.
     """
     number = count if labelled is None else labelled
     if isinstance(number, float):
@@ -108,7 +108,7 @@ def pools_of_set(
     with_labels = round(batch_size * share)
     if not 0 < with_labels < batch_size:
         raise UserError(
-            f"data.labelled_share: {share} of a batch of {batch_size} leaves no place for "
+            f"data.labelled_share: {share} of a batch of {batch_size} leaves no slot for "
             f"{'unlabelled' if with_labels else 'labelled'} images; change it or train.batch_size"
         )
     return [Pool(kept, with_labels, True), Pool(rest, batch_size - with_labels, False)]
@@ -124,18 +124,18 @@ class BatchStream:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[Slot]]:
         for number in range(self.start, self.stop):
-            yield [p for k, pool in enumerate(self.pools) for p in self._places(k, pool, number)]
+            yield [p for k, pool in enumerate(self.pools) for p in self._slots(k, pool, number)]
 
-    def _places(self, key: int, pool: Pool, batch: int) -> list[Place]:
+    def _slots(self, key: int, pool: Pool, batch: int) -> list[Slot]:
         size = len(pool.indices)
-        places = []
+        slots = []
         for position in range(batch * pool.share, (batch + 1) * pool.share):
             draw, offset = divmod(position, size)
             index = int(pool.indices[self._order(key, size, draw)[offset]])
-            places.append(Place(draw, index, key, pool.labelled))
-        return places
+            slots.append(Slot(draw, index, key, pool.labelled))
+        return slots
 
     def _order(self, key: int, size: int, draw: int) -> np.ndarray:
         if self._orders.get(key, (None,))[0] != draw:

@@ -1,29 +1,19 @@
-"""Augmentation and letterbox: image, mask and boxes move together (albumentations)."""
+"""Augmentation and letterbox: an image and all of its labels move together (albumentations)."""
 
 from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import otherwise asks the network for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import looks online for a newer version
 import albumentations as A
 import cv2
 import numpy as np
 
-from ..batch import CROWD, IGNORE
+from ..batch import GREY, IGNORE
 from .base import Sample
-
-FILL = 114  # grey of padding
-MIN_AREA_PX = 4  # a smaller box, at the network's size, is left out
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an image lies in the network's input: ``content`` (h, w) of it, from the top left corner, is the ``original`` (h, w)."""
-
-    original: tuple[int, int]
-    content: tuple[int, int]
+from .labels import Geometry, LabelKind
 
 
 def fit(original: tuple[int, int], size: tuple[int, int]) -> Geometry:
@@ -41,7 +31,7 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, Geo
         return np.ascontiguousarray(image), geometry
     shrinks = height < image.shape[0]
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    padded = np.full((*size, 3), FILL, dtype=np.uint8)
+    padded = np.full((*size, 3), GREY, dtype=np.uint8)
     padded[:height, :width] = resized
     return padded, geometry
 
@@ -49,12 +39,14 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, Geo
 class TrainTransform:
     """Letterbox, then random flip, zoom, shift, rotation and colour, all drawn from the sample's own seed.
 
-    size: (H, W) in pixels. The other parameters are documented in the config's ``data.augment``.
+    size: (H, W) in pixels; kinds: by label, its kind, which defines how it moves. The other parameters are
+    documented in the config's ``data.augment``.
     """
 
     def __init__(
         self,
         size: tuple[int, int],
+        kinds: Mapping[str, LabelKind],
         *,
         flip: float,
         scale: tuple[float, float],
@@ -64,7 +56,7 @@ class TrainTransform:
         color: float,
         min_visible: float,
     ):
-        self.size = tuple(size)
+        self.size, self.kinds = tuple(size), dict(kinds)
         steps = []
         if flip:
             steps.append(A.HorizontalFlip(p=flip))
@@ -75,71 +67,45 @@ class TrainTransform:
                     keep_ratio=True,
                     translate_percent=(-translate, translate),
                     rotate=(-rotate, rotate),
-                    fill=FILL,
+                    fill=GREY,
                     fill_mask=IGNORE,
                     p=1.0,
                 )
             )
         if not steps:
-            steps.append(A.NoOp())  # something that boxes pass through
+            steps.append(A.NoOp())  # the corners of boxes need at least one step that takes them
         if brightness:
             steps.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
         if color:
             hue, saturation = round(color * 18), round(color * 255)  # in OpenCV's units: 180 and 255 a turn
             steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
         self.min_visible = min_visible
-        # Boxes travel as their corners: the library's books of boxes cost four times the transforms themselves.
+        # Boxes are passed as corner points: the library's own handling of boxes costs four times as much as
+        # the transforms themselves.
         corners = A.KeypointParams(format="xy", remove_invisible=False, check_each_transform=False)
         self.compose = A.Compose(steps, keypoint_params=corners)
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        """``sample`` at the network's size. The same seed gives the same result in any process, labelled or not."""
+        """``sample`` at the network's size, with the labels of ``kinds``. The same seed gives the same result in any process,
+        labelled or not."""
         image, geometry = letterbox(sample.image, self.size)
+        labels = {name: label for name, label in sample.labels.items() if name in self.kinds}
+        spatial = {name: self.kinds[name].to_spatial(label, geometry, self.size) for name, label in labels.items()}
         given = {"image": image}
-        if sample.mask is not None:
-            given["mask"] = _mask(sample.mask, self.size, geometry)
-        boxes = classes = None
-        if sample.boxes is not None:
-            boxes, classes = _boxes(sample, geometry)
-            given["keypoints"] = _corners(boxes)
-        # One stream for all steps: with set_random_seed each step would draw the same numbers, and flip and colour go together.
+        if maps := [m for one in spatial.values() for m in one.maps]:
+            given["masks"] = maps
+        if points := [one.points for one in spatial.values() if len(one.points)]:
+            # keypoints count from the middle of the first pixel
+            given["keypoints"] = np.concatenate(points) - np.float32(0.5)
+        # One random stream for all steps: with set_random_seed each would draw the same numbers, so that flip
+        # and colour would be correlated.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         moved = self.compose(**given)
-        if boxes is not None:
-            boxes, kept = self._frames(moved["keypoints"])
-            boxes, classes = boxes[kept], classes[kept]
-        return Sample(image=moved["image"], mask=moved.get("mask"), boxes=boxes, classes=classes)
-
-    def _frames(self, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Corners [4*M,2] -> the frames round each four, inside the image, float32 [M,4], and which of them to keep [M]."""
-        corners = np.asarray(corners, np.float32).reshape(-1, 4, 2) + 0.5
-        whole = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        boxes = whole.clip(0, np.array([self.size[1], self.size[0]] * 2, np.float32))
-        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        return boxes, (area >= MIN_AREA_PX) & (area >= self.min_visible * (whole[:, 2:] - whole[:, :2]).prod(axis=1))
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """Boxes [M,4] -> their corners [4*M,2] x,y as keypoints, which count from the middle of the first pixel."""
-    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2) - 0.5
-
-
-def _mask(mask: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
-    """Mask uint8 [h,w] letterboxed to ``size``, IGNORE in the padding."""
-    height, width = geometry.content
-    if mask.shape != (height, width):
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    if mask.shape == size:
-        return mask
-    padded = np.full(size, IGNORE, dtype=np.uint8)
-    padded[:height, :width] = mask
-    return padded
-
-
-def _boxes(sample: Sample, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes float32 [M,4] in pixels of the letterbox and their classes, crowds marked, slivers left out."""
-    (height, width), (rows, columns) = geometry.content, geometry.original
-    boxes = sample.boxes.reshape(-1, 4) * np.array([width / columns, height / rows] * 2, dtype=np.float32)
-    classes = np.where(sample.crowd, CROWD, sample.classes) if len(boxes) else np.zeros(0, np.int64)
-    large = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) >= MIN_AREA_PX
-    return boxes[large], classes[large]
+        maps, points = iter(moved.get("masks", ())), np.asarray(moved.get("keypoints", ()), np.float32).reshape(-1, 2) + 0.5
+        found, at = {}, 0
+        for name, one in spatial.items():
+            # the library stacks all maps, in the widest of their types
+            one.maps = [np.asarray(next(maps), dtype=m.dtype) for m in one.maps]
+            one.points, at = points[at : at + len(one.points)], at + len(one.points)
+            found[name] = self.kinds[name].from_spatial(one, self.size, self.min_visible)
+        return Sample(moved["image"], found, sample.known)

@@ -1,6 +1,7 @@
 """Balancing: factors that change the weights of tasks and terms while training.
 
-A balance is a module, so that what it learns or remembers is in the optimizer and the checkpoint with the rest.
+A balance is a module, so that its parameters and buffers are in the optimizer and the checkpoint with all
+others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ BALANCES = Registry("balance")
 
 
 def by_part(loss: str) -> str:
-    """``<task>.hard``, ``<task>.soft`` or ``distill.<term>``: the first two words of a loss's name."""
+    """``<task>.hard``, ``<task>.soft`` or ``distill.<term>``: the first two parts of a loss's name."""
     return ".".join(loss.split(".")[:2])
 
 
@@ -41,9 +42,10 @@ def grouped(weighted: Mapping[str, Tensor], group: Callable[[str], str]) -> dict
 
 
 class Balance(nn.Module):
-    """Weighted losses -> the same times a factor a group. A subclass is registered with ``@BALANCES.register("name")``.
+    """Multiplies the weighted losses by one factor per group. A subclass is registered with
+    ``@BALANCES.register("name")``.
 
-    groups: all that there are. Keyword-only parameters are its YAML options.
+    groups: the names of all groups. Keyword-only parameters are its YAML options.
     """
 
     group = staticmethod(by_task)  # from a loss's name to its group's
@@ -53,17 +55,19 @@ class Balance(nn.Module):
         self.groups = tuple(groups)
 
     def factors(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor | float]:
-        """sums: the weighted loss of each group of this step; shared: what all tasks read (the encoder's maps)."""
+        """The factor of each group. sums: the weighted loss of each group of this step; shared: the tensors
+        that all tasks read (the encoder's maps)."""
         raise NotImplementedError
 
     def penalty(self, groups: Iterable[str]) -> Tensor | None:
-        """What the balance adds to the total itself, where these groups are in the step."""
+        """A term that the balance itself adds to the total for the groups of this step; None: nothing."""
         return None
 
 
 @BALANCES.register("uncertainty")
 class Uncertainty(Balance):
-    """total = sum_g exp(-s_g) * loss_g + s_g, the s_g learnt from 0 (Kendall et al., CVPR 2018, with s = log sigma^2, times 2)."""
+    """total = sum_g exp(-s_g) * loss_g + s_g, where the s_g are learnt, from 0 on (Kendall et al., CVPR 2018,
+    with s = log sigma^2, times 2)."""
 
     def __init__(self, groups: Sequence[str]):
         super().__init__(groups)
@@ -80,8 +84,9 @@ class Uncertainty(Balance):
 class DWA(Balance):
     """Dynamic weight average (Liu et al., CVPR 2019): factor_g = G * softmax over the G groups of r_g / temperature.
 
-    r_g = mean weighted loss_g of the last window over that of the window before it: what falls slowly gets more weight.
-    every: forward passes of a window (the paper's epoch). Factors are 1 in the first two windows.
+    r_g = mean weighted loss_g of the last window divided by that of the window before it: a loss that falls
+    slowly gets more weight. every: forward passes per window (the paper's epoch). Factors are 1 in the first
+    two windows.
     """
 
     def __init__(self, groups: Sequence[str], *, temperature: float = 2.0, every: int = 50):
@@ -103,9 +108,9 @@ class DWA(Balance):
             self.counts.zero_()
         self.steps += 1
         for name, loss in sums.items():
-            place = self.groups.index(name)
-            self.sums[place] += loss.detach()
-            self.counts[place] += 1
+            index = self.groups.index(name)
+            self.sums[index] += loss.detach()
+            self.counts[index] += 1
         known = (self.before > 0) & (self.last > 0)  # a group may be absent from the batches of a window
         if not known.any():
             return dict.fromkeys(sums, 1.0)
@@ -116,12 +121,14 @@ class DWA(Balance):
 
 @BALANCES.register("gradient")
 class GradientNorm(Balance):
-    """Every soft loss and every term pulls at the encoder's maps with ``share`` times the strength of the hard losses together.
+    """Gives every soft loss and every term a gradient at the encoder's maps of ``share`` times the norm of
+    the gradient of all hard losses together.
 
-    factor_g = share * |gradient of the hard losses| / |gradient of loss_g|, gradients at the maps that the encoder gives the neck,
-    measured in the first forward pass and in every ``every``-th, then averaged exponentially with ``momentum``; the weights in the
-    config cancel out.
-    share: one number for all groups, or a mapping from group (``seg.soft``, ``distill.<term>``) to number; others stay as they are.
+    factor_g = share * |gradient of the hard losses| / |gradient of loss_g|, gradients at the maps that the
+    encoder passes to the neck, measured in the first forward pass and in every ``every``-th, then averaged
+    exponentially with ``momentum``; the weights in the config cancel out.
+    share: one number for all groups, or a mapping from group (``seg.soft``, ``distill.<term>``) to number;
+    groups that it does not name keep their weights.
     """
 
     group = staticmethod(hard_together)
@@ -176,10 +183,10 @@ class GradientNorm(Balance):
         for group, share in self.shares.items():
             if group not in norms or not norms[group] > 0 or not math.isfinite(norms[group]):
                 continue
-            place = self.groups.index(group)
+            index = self.groups.index(group)
             fresh = share * norms["hard"] / norms[group]
-            old = self.factor[place]
-            self.factor[place] = fresh if old == 0 else self.momentum * old + (1 - self.momentum) * fresh
+            old = self.factor[index]
+            self.factor[index] = fresh if old == 0 else self.momentum * old + (1 - self.momentum) * fresh
 
 
 def gradients(sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 
 class CrossHead(nn.Module):
-    """What the teacher's frozen head says of the student's pyramid, each level through a learnt 1x1 convolution.
+    """The predictions of the teacher's frozen head on the student's pyramid, each level through a learnt 1x1
+    convolution.
 
-    The soft loss then speaks to the student's features alone and does not pull its head between labels and teacher.
-    levels: by stride, the path of the student's level; widths: its channels and those of the teacher's. The head is held without
-    being registered: it is the teacher's, neither learns nor enters a checkpoint.
+    The soft loss then trains the student's features only, and does not pull its head between labels and
+    teacher. levels: by stride, the path of the student's level; widths: by stride, the channels of the
+    student's level and of the teacher's. The head belongs to the teacher: it is not registered as a submodule, so it is
+    neither trained nor saved.
     """
 
     def __init__(self, head: nn.Module, levels: Mapping[int, str], widths: Mapping[int, tuple[int, int]]):

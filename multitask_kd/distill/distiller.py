@@ -1,10 +1,11 @@
-"""Distiller: exactly what learns, and the named losses of a batch."""
+"""Distiller: everything that is trained, and the named losses of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..batch import Batch, ModelOutput
@@ -12,24 +13,36 @@ from ..errors import UserError
 from ..losses.base import SoftLoss
 from ..tasks.base import Task
 from .crosshead import CrossHead
-from .overlap import Comparable
 from .schedules import Schedule
 from .taps import Tapped
 from .term import Term
 
 
 class Soft(NamedTuple):
-    """A task's soft loss: its registered name, the loss, where the teacher's head judges the way through it, and where the two can
-    be compared (None: everywhere, as they are)."""
+    """A task's soft loss: its registered name, the loss, the teacher's head through which the student is compared (None: its own),
+    and the classes that the teachers know (rising; None: all)."""
 
     name: str
     loss: SoftLoss
     through: CrossHead | None = None
-    overlap: Comparable | None = None
+    known: Sequence[int] | None = None
+
+
+class Distilled(NamedTuple):
+    """The result of ``Distiller`` for a batch. losses: unweighted scalars by name; preds: the student's
+    predictions, detached; soft_preds: those that soft losses compared with the teacher's, detached; shared:
+    the encoder's maps; taps: the student's, by module path."""
+
+    losses: dict[str, Tensor]
+    preds: dict[str, Any]
+    soft_preds: dict[str, Any]
+    shared: tuple[Tensor, ...]
+    taps: Mapping[str, Any]
 
 
 class Distiller(nn.Module):
-    """Student, soft losses, terms between taps, and what balances them; optimizer and checkpoint see this object alone.
+    """Student, soft losses, terms between taps, and their balance; optimizer and checkpoint hold only this
+    object.
 
     Losses are named ``<task>.hard.<loss>``, ``<task>.soft.<loss>`` and ``distill.<term>``.
     """
@@ -43,8 +56,10 @@ class Distiller(nn.Module):
         *,
         balance: nn.Module | None = None,
         own_teacher: bool = False,
+        unlabelled: Sequence[str] = (),
     ):
-        """own_teacher: the student's own (deeper) taps teach.
+        """own_teacher: whether the student's own (deeper) taps teach. unlabelled: tasks that no image has a
+        label for.
 
         Raises ValueError for a soft loss of a task that is not there.
         """
@@ -56,34 +71,34 @@ class Distiller(nn.Module):
         self.soft_names = {task: part.name for task, part in soft.items()}
         self.soft = nn.ModuleDict({task: part.loss for task, part in soft.items()})
         self.through = nn.ModuleDict({task: part.through for task, part in soft.items() if part.through is not None})
-        self.overlaps = {task: part.overlap for task, part in soft.items() if part.overlap is not None}
+        self.known = {task: part.known for task, part in soft.items()}
         self.terms = nn.ModuleDict(terms or {})
         self.balance = balance
-        self.own_teacher = own_teacher
-        self.shared: tuple[Tensor, ...] = ()  # ``ModelOutput.shared`` of the last forward pass: where gradients are compared
-        self.said: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # its predictions, and those that soft losses judge
+        self.own_teacher, self.unlabelled = own_teacher, tuple(unlabelled)
         paths = [t.student for t in self.terms.values()] + [path for c in self.through.values() for path in c.levels.values()]
         if own_teacher:
             paths += [t.teacher for t in self.terms.values()]
         self.tapped = Tapped(student, paths)
-        self._moving: list[tuple[Any, str, Schedule]] = []
+        self._schedules: list[tuple[Any, str, Schedule]] = []
 
-    def move(self, owner: Any, attribute: str, schedule: Schedule) -> None:
+    def add_schedule(self, owner: Any, attribute: str, schedule: Schedule) -> None:
         """Let ``schedule`` set an attribute (a loss's temperature) before every step."""
-        self._moving.append((owner, attribute, schedule))
+        self._schedules.append((owner, attribute, schedule))
 
-    def at(self, progress: float) -> None:
-        """Set what schedules set, for a step at ``progress`` in [0, 1]."""
-        for owner, attribute, schedule in self._moving:
+    def set_progress(self, progress: float) -> None:
+        """Set every scheduled attribute to its value at ``progress`` in [0, 1]."""
+        for owner, attribute, schedule in self._schedules:
             setattr(owner, attribute, schedule(progress))
 
+    def hard_names(self) -> list[str]:
+        return [f"{name}.hard.{loss}" for name, t in self.tasks.items() if name not in self.unlabelled for loss in t.weights]
+
     def loss_names(self) -> list[str]:
-        hard = [f"{name}.hard.{loss}" for name, task in self.tasks.items() for loss in task.weights]
         soft = [f"{task}.soft.{loss}" for task, loss in self.soft_names.items()]
-        return hard + soft + [f"distill.{name}" for name in self.terms]
+        return self.hard_names() + soft + [f"distill.{name}" for name in self.terms]
 
     def adapters(self) -> dict[str, nn.Module]:
-        """Modules besides the student that learn, by name."""
+        """The trained modules other than the student, by name."""
         found = {f"distill.{name}": term for name, term in self.terms.items()}
         found |= {f"{name}.soft": module for name, module in self.soft.items()}
         found |= {f"{name}.soft.through": module for name, module in self.through.items()}
@@ -91,47 +106,76 @@ class Distiller(nn.Module):
             found["balance"] = self.balance
         return {name: module for name, module in found.items() if any(True for _ in module.parameters())}
 
-    def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> dict[str, Tensor]:
-        """Unweighted scalars by name. A task that is missing in the batch's targets has no hard losses.
+    def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> Distilled:
+        """Run the student on a batch and compute every unweighted loss.
 
-        Raises ValueError when something is to be learnt from a teacher and the step has none, UserError for a tap that is silent.
+        A task that is missing in the batch's targets has no hard losses. Raises ValueError where a loss needs
+        a teacher and there is none, UserError for a tap whose module was not called.
         """
         with self.tapped as taps:
-            view = self.student(batch.images)
-        self.shared = view.shared
+            output = self.student(batch.images)
         if self.own_teacher:
             teacher = ModelOutput({}, taps)
         if teacher is None and (self.soft or self.terms):
             raise ValueError(f"'{next(iter([*self.soft, *self.terms]))}' is learnt from a teacher, but the step has none")
         size = tuple(batch.images.shape[2:])
-        judged = {name: self.through[name](taps) if name in self.through else view.preds[name] for name in self.soft}
-        self.said = ({k: v.detach() for k, v in view.preds.items()}, {k: v.detach() for k, v in judged.items()})
-        losses = self.compare(view.preds, judged, batch, teacher)
+        soft_preds = {name: self.through[name](taps) if name in self.through else output.preds[name] for name in self.soft}
+        losses = self.compare(output.preds, soft_preds, batch, teacher)
         for name, term in self.terms.items():
             target = batch.targets.get(term.task) if term.task else None
             own = _tap(taps, term.student, f"distill.{name}.student")
             losses[f"distill.{name}"] = term(own, _tap(teacher.taps, term.teacher, f"distill.{name}.teacher"), size, target)
-        return losses
+        return Distilled(losses, _detached(output.preds), _detached(soft_preds), output.shared, taps)
 
     def compare(
-        self, preds: Mapping[str, Tensor], judged: Mapping[str, Tensor], batch: Batch, teacher: ModelOutput | None
+        self,
+        preds: Mapping[str, Any],
+        soft_preds: Mapping[str, Any],
+        batch: Batch,
+        teacher: ModelOutput | None,
+        rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The hard and soft losses of predictions. A task that is missing in the batch's targets has no hard losses.
 
-        preds: the student's; judged: those that soft losses compare with the teacher's.
+        preds: the student's; soft_preds: those that soft losses compare with the teacher's. rows: long, the
+        rows of the predictions that belong to the images of ``batch``; None: all rows.
         """
         size = tuple(batch.images.shape[2:])
         losses = {}
         for name, task in self.tasks.items():
+            pick = (lambda pred: pred) if rows is None else lambda pred, t=task: t.select(pred, rows)
             target = batch.targets.get(name)
             if target is not None:
-                losses |= {f"{name}.hard.{k}": v for k, v in task.losses(preds[name], target, size).items()}
+                losses |= {f"{name}.hard.{k}": v for k, v in task.losses(pick(preds[name]), target, size).items()}
             if name in self.soft:
-                own, other = judged[name], teacher.preds[name]
-                if name in self.overlaps:
-                    own, other = self.overlaps[name](own, other, teacher.silent.get(name), target, size)
-                losses[f"{name}.soft.{self.soft_names[name]}"] = self.soft[name](own, other, target)
+                losses[f"{name}.soft.{self.soft_names[name]}"] = self.soft_loss(name, pick(soft_preds[name]), teacher, batch, rows)
         return losses
+
+    def soft_loss(
+        self, name: str, student: Any, teacher: ModelOutput, batch: Batch, rows: Tensor | None = None
+    ) -> Tensor:
+        """The soft loss of one task. student: its prediction; teacher: the output of all teachers; rows: see
+        ``compare``."""
+        task, loss = self.tasks[name], self.soft[name]
+        pred, ignored = teacher.preds[name], teacher.ignore_mask.get(name)
+        if rows is not None:
+            pred, ignored = task.select(pred, rows), None if ignored is None else ignored[rows]
+        target = batch.targets.get(name)
+        pair = task.comparable(
+            student,
+            pred,
+            ignore_mask=ignored,
+            target=target,
+            size=tuple(batch.images.shape[2:]),
+            known=self.known[name],
+            form=loss.form,
+        )
+        return loss(pair.student, pair.teacher, target, pair.mask)
+
+
+def _detached(preds: Mapping[str, Any]) -> dict[str, Any]:
+    with torch.no_grad():
+        return {name: pred.detach() for name, pred in preds.items()}
 
 
 def _tap(taps: Mapping[str, Any], path: str, where: str) -> Any:

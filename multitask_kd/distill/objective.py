@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ Weight = float | Schedule
 
 
 def scheduled(weight: Weight) -> Schedule:
-    """A number as the schedule that never changes."""
+    """A number as a constant schedule; a schedule as it is."""
     return weight if callable(weight) else constant(float(weight))
 
 
@@ -33,8 +34,18 @@ def task_weights(
     return weights
 
 
+class Weighed(NamedTuple):
+    """The weighted losses of a step: their sum, each of them, and the factor of each group where there is a
+    balance."""
+
+    total: Tensor
+    weighted: dict[str, Tensor]
+    factors: dict[str, Tensor | float]
+
+
 class Objective:
-    """Weighs named losses: by their weights at the moment, then by the factors of a ``balance``, where there is one.
+    """Weights named losses: by their weights at the current progress, then by the factors of a ``balance``,
+    if any.
 
     Raises UserError at construction for a loss without a weight and for a weight without a loss.
     """
@@ -47,26 +58,22 @@ class Objective:
             raise UserError(f"the weight '{name}' belongs to no loss; {did_you_mean(name, losses)}")
         self.weights = {name: scheduled(weight) for name, weight in weights.items()}
         self.balance = balance
-        self.factors: Mapping[str, Tensor | float] = {}  # of each group in the last step, where there is a balance
 
     def weights_at(self, progress: float) -> dict[str, float]:
-        """The weight of each loss at that progress of training in [0, 1], a balance left out."""
+        """The weight of each loss at ``progress`` of training in [0, 1], without the factors of a balance."""
         return {name: weight(progress) for name, weight in self.weights.items()}
 
-    def __call__(
-        self, losses: Mapping[str, Tensor], progress: float = 0.0, shared: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, losses: Mapping[str, Tensor], progress: float = 0.0, shared: Sequence[Tensor] = ()) -> Weighed:
         """Unweighted scalars -> their weighted sum, and each weighted loss.
 
         progress of training in [0, 1]; shared: the tensors at which a balance measures gradients.
         """
         return self.weigh(losses, self.weights_at(progress), shared)
 
-    def weigh(
-        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same with ``weights`` that are given."""
+    def weigh(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> Weighed:
+        """As ``__call__``, with given ``weights``."""
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
+        factors: Mapping[str, Tensor | float] = {}
         if self.balance is not None:
             group = self.balance.group
             counted = {name: loss for name, loss in weighted.items() if weights[name] > 0}
@@ -74,18 +81,19 @@ class Objective:
             weighted = {name: factors.get(group(name), 1.0) * loss for name, loss in weighted.items()}
             if (penalty := self.balance.penalty(factors)) is not None:
                 weighted["balance"] = penalty
-            self.factors = {name: f.detach() if isinstance(f, Tensor) else f for name, f in factors.items()}
-        return sum(weighted.values()), weighted
+        plain = {name: f.detach() if isinstance(f, Tensor) else f for name, f in factors.items()}
+        return Weighed(sum(weighted.values()), weighted, plain)
 
 
 def parts(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of the weighted losses of each ``<task>.hard``, ``<task>.soft``, ``distill.<term>``; the balance's own left out."""
-    return grouped({name: loss for name, loss in weighted.items() if name != "balance"}, by_part)
+    """The sum of the weighted losses of each ``<task>.hard``, ``<task>.soft``, ``distill.<term>``, without
+    the balance's own term and the penalty of sparse training."""
+    return grouped({name: loss for name, loss in weighted.items() if name not in ("balance", "sparse")}, by_part)
 
 
 def gradient_report(weighted: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, float]:
-    """Of the hard losses of each task, each soft loss and each term: the norm of the gradient at ``shared``, its share of the sum
-    of the norms in percent, and the cosine between every two."""
+    """For the hard losses of each task, each soft loss and each term: the norm of the gradient at ``shared``,
+    its share of the sum of all norms in percent, and the cosine between every two gradients."""
     sums = parts(weighted)
     vectors = gradients({g: s for g, s in sums.items() if s.requires_grad}, shared)
     norms = {g: float(v.norm()) for g, v in vectors.items()}

@@ -1,4 +1,4 @@
-"""Taps: what modules of a network put out during a forward pass, by dotted module path."""
+"""Taps: the outputs of a network's modules during a forward pass, by dotted module path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..errors import UserError, did_you_mean
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of DistributedDataParallel, torch.compile and foreign teachers, whose own paths are others."""
+    """The module inside wrappers (DistributedDataParallel, torch.compile, ExternalModel), which change module
+    paths."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "_tap_root", None)
         inner = inner or (model.module if type(model).__name__.endswith("DataParallel") else None)
@@ -24,9 +25,10 @@ def bare(model: nn.Module) -> nn.Module:
 class Tapped:
     """A context in which the outputs of modules are recorded: ``with Tapped(net, ["neck.p3"]) as taps: net(images)``.
 
-    The hooks are there inside the context only, so that a copy of the network made outside has none. Of a module that is called
-    several times (a convolution shared by levels) the last output is kept, and ``calls`` says how many there were. Raises
-    UserError, with the nearest path, for one that the network does not have; ``where`` names its place in the config.
+    The hooks exist only inside the context, so that a copy of the network made outside has none. Of a module
+    that is called several times (a convolution shared by levels) the last output is kept; ``calls`` counts
+    the calls. Raises UserError, with the nearest path, for a path that the network does not have; ``where``
+    is its key path.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str], where: str = "tap"):
@@ -39,7 +41,7 @@ class Tapped:
         self._modules = {path: known[path] for path in self.paths}
         self._handles: list[Any] = []
         self._versions: dict[str, int] = {}
-        self.copied: set[str] = set()  # taps that a later module writes over: recorded as copies
+        self.copied: set[str] = set()  # taps that a later module overwrites: recorded as copies
         self.taps: dict[str, Any] = {}
         self.calls: dict[str, int] = {}
 
@@ -63,7 +65,8 @@ class Tapped:
         self.calls[path] += 1
 
     def overwritten(self) -> list[str]:
-        """Taps of the last pass that a later module (an in-place ReLU) has written over; from now on they are copied."""
+        """Taps of the last pass that a later module (an in-place ReLU) has overwritten; from now on they are
+        copied."""
         changed = [p for p, t in self.taps.items() if isinstance(t, Tensor) and t._version != self._versions[p]]
         self.copied |= set(changed)
         return changed

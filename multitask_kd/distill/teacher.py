@@ -1,4 +1,7 @@
-"""The teachers: frozen, always in eval, outside optimizer and checkpoints; a batch -> what they say in the student's terms."""
+"""The teachers: frozen, always in eval mode, outside optimizer and checkpoints.
+
+They turn a batch into predictions in the student's classes, pixels and cells.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, DensePredictions, ModelOutput, PaddedDetections
-from ..tasks.base import Task
-from .class_mapping import ClassMapping
-from .ensemble import mean_cells, mean_found, mean_maps
-from .places import by_location, to_dense
+from ..batch import Batch, ModelOutput
+from ..models.class_mapping import ClassMapping
+from ..models.teacher_geometry import TeacherGeometry
+from ..tasks.base import Task, TeacherSays
 from .taps import Tapped
-from .teacher_geometry import TeacherGeometry
 
 
 class Teacher:
     """Wraps a network so that nothing can train it.
 
     Not an nn.Module on purpose: assigned to one, it adds no parameters, and no ``train()`` reaches it.
-    tasks: what it knows, by name, with the student's classes and its own strides; lessons: by task, how its classes become the
-    student's, where they are others. amp: dtype of autocast, or None. taps: module paths whose outputs it shows besides its
-    predictions. size: (H, W) of its input, None where it takes the student's images as they are.
-    Raises UserError for a path that the network does not have.
+    tasks: those that it predicts, by name, with the student's classes and its own strides; mappings: by task,
+    how its classes become the student's, where they differ. amp: dtype of autocast, or None. taps: module
+    paths whose outputs it returns besides its predictions. size: (H, W) of its input, None where it takes the
+    student's images as they are. Raises UserError for a module path that the network does not have.
     """
 
     def __init__(
@@ -36,68 +37,73 @@ class Teacher:
         amp: torch.dtype | None = None,
         taps: Iterable[str] = (),
         *,
-        lessons: Mapping[str, ClassMapping] | None = None,
+        mappings: Mapping[str, ClassMapping] | None = None,
         size: tuple[int, int] | None = None,
     ):
         self.net = net.to(device).eval().requires_grad_(False)
         self.tasks, self.device, self.amp, self.size = dict(tasks), device, amp, size
-        self.lessons = dict(lessons or {})
+        self.mappings = dict(mappings or {})
         self.tapped = Tapped(self.net, taps, "teacher")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ModelOutput:
-        """images float [B,3,h,w] in [0,1], of its own size -> ModelOutput without gradients: its own pixels, the student's classes."""
+        """images float [B,3,h,w] in [0,1], of the teacher's input size -> predictions without gradients, in
+        the teacher's pixels and the student's classes."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None), self.tapped as taps:
-            view = self.net(images)
-        preds, silent = dict(view.preds), {}
-        for name, lesson in self.lessons.items():
-            preds[name], quiet = lesson(preds[name])
-            if quiet is not None:
-                silent[name] = quiet
-        return replace(view, preds=preds, taps=taps, silent=silent)
+            output = self.net(images)
+        preds, ignore_mask = dict(output.preds), {}
+        for name, mapping in self.mappings.items():
+            if mapping.same:
+                continue
+            preds[name], ignored = self.tasks[name].mapped(preds[name], mapping)
+            if ignored is not None:
+                ignore_mask[name] = ignored
+        return replace(output, preds=preds, taps=taps, ignore_mask=ignore_mask)
 
     def known(self, task: str) -> tuple[int, ...]:
         """The student's classes that it knows."""
-        return self.lessons[task].known if task in self.lessons else tuple(range(len(self.tasks[task].classes)))
+        return self.mappings[task].known if task in self.mappings else tuple(range(len(self.tasks[task].classes)))
 
 
 class Subject(NamedTuple):
-    """A task that is taught: by which teachers; the student's head's strides; whether as ``PaddedDetections``, else as its cells."""
+    """A taught task: the student's ``Task``, the names of its teachers, and the form of their predictions
+    (``SoftLoss.form``)."""
 
+    task: Task
     teachers: Sequence[str]
-    strides: tuple[int, ...]
-    as_found: bool = False
+    form: str = ""
 
 
 class Teachers:
     """Every teacher of a run, by name. Called with a batch: one ModelOutput, in the student's classes, pixels and cells.
 
-    Where several teach a task, their probabilities are averaged, each class over those that know it. Taps are named as their path,
-    with "<teacher>:" before it where there are several teachers.
+    Where several teach a task, their predictions are averaged, each class over those that know it. The name
+    of a tap is its module path, with "<teacher>:" before it where there are several teachers.
     """
 
     def __init__(self, members: Mapping[str, Teacher], subjects: Mapping[str, Subject], size: tuple[int, int]):
         """size: (H, W) of the student's images."""
         self.members, self.subjects, self.size = dict(members), dict(subjects), tuple(size)
-        self.located: dict[str, set[str]] = {}  # by task, whose cells were others than the student's in the last batch
-        self.sights = {name: TeacherGeometry(self.size, tuple(m.size or size)) for name, m in self.members.items()}
+        self.geometries = {name: TeacherGeometry(self.size, tuple(m.size or size)) for name, m in self.members.items()}
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> ModelOutput:
-        views = {name: member(self.sights[name].images(batch)) for name, member in self.members.items()}
-        self.located = {}
+        outputs = {name: member(self.geometries[name].images(batch)) for name, member in self.members.items()}
         preds: dict[str, Any] = {}
-        silent: dict[str, Tensor] = {}
+        ignore_mask: dict[str, Tensor] = {}
+        relocated: dict[str, set[str]] = {}
         for task, subject in self.subjects.items():
-            said = [self._said(name, views[name], task, subject) for name in subject.teachers]
-            preds[task], quiet = said[0] if len(said) == 1 else self._mean(task, subject, said)
-            if quiet is not None:
-                silent[task] = quiet
-        taps = {self.tap_name(name, path): tap for name, view in views.items() for path, tap in view.taps.items()}
-        return ModelOutput(preds, taps, silent=silent)
+            each = [self._in_student(name, outputs[name], task, subject) for name in subject.teachers]
+            if moved := {name for name, one in zip(subject.teachers, each, strict=True) if one.relocated}:
+                relocated[task] = moved
+            preds[task], ignored = each[0][:2] if len(each) == 1 else self._average(task, subject, each)
+            if ignored is not None:
+                ignore_mask[task] = ignored
+        taps = {self.tap_name(name, path): tap for name, output in outputs.items() for path, tap in output.taps.items()}
+        return ModelOutput(preds, taps, ignore_mask=ignore_mask, relocated=relocated)
 
     def tap_name(self, teacher: str, path: str) -> str:
-        """What the tap on a teacher's module is called."""
+        """The name of the tap on a teacher's module."""
         return path if len(self.members) == 1 else f"{teacher}:{path}"
 
     def tap(self, name: str) -> tuple[Teacher, str]:
@@ -109,37 +115,18 @@ class Teachers:
         """The student's classes of a task that any of its teachers knows."""
         return tuple(sorted({k for name in self.subjects[task].teachers for k in self.members[name].known(task)}))
 
-    def views(self) -> list[tuple[int, int]]:
-        """The sizes (H, W) at which teachers want to see the images of a batch besides the student's."""
-        return sorted({sight.content for sight in self.sights.values() if sight.sharper})
+    def sizes(self) -> list[tuple[int, int]]:
+        """The sizes (H, W), other than the student's, at which teachers need the images of a batch."""
+        return sorted({geometry.content for geometry in self.geometries.values() if geometry.sharper})
 
-    def _said(self, name: str, view: ModelOutput, task: str, subject: Subject) -> tuple[Any, Tensor | None]:
-        """What one teacher says of one task, in the student's pixels and, unless as detections, cells."""
-        said, sight, member = view.preds[task], self.sights[name], self.members[name]
-        silent = view.silent.get(task)
-        if isinstance(said, Tensor) and said.dim() == 4:
-            return sight.back(said), None if silent is None else sight.back(silent[:, None])[:, 0]
-        if subject.as_found:
-            if not isinstance(said, PaddedDetections):
-                said = PaddedDetections.padded(member.tasks[task].decode(said, sight.own))
-            return sight.back(said), None
-        if isinstance(said, Tensor):
-            if sight.same and member.tasks[task].strides == subject.strides:
-                return said, silent
-            said = to_dense(said, sight.own, member.tasks[task].strides)
-        self.located.setdefault(task, set()).add(name)
-        return by_location(sight.back(said), self.size, subject.strides)
+    def _in_student(self, name: str, output: ModelOutput, task: str, subject: Subject) -> TeacherSays:
+        """One teacher's prediction of one task, in the student's pixels and, in the kind's own form, the
+        student's cells."""
+        own = self.members[name].tasks[task]
+        return subject.task.to_student(
+            output.preds[task], output.ignore_mask.get(task), self.geometries[name], own, subject.form
+        )
 
-    def _mean(self, task: str, subject: Subject, said: list[tuple[Any, Tensor | None]]) -> tuple[Any, Tensor | None]:
-        words, silent = [word for word, _ in said], [quiet for _, quiet in said]
+    def _average(self, task: str, subject: Subject, each: Sequence[TeacherSays]) -> tuple[Any, Tensor | None]:
         known = [self.members[name].known(task) for name in subject.teachers]
-        if subject.as_found:
-            return mean_found(words, known), None
-        if words[0].dim() == 4:
-            return mean_maps(words, silent, known)
-        return mean_cells(words, silent, known)
-
-
-def has_places(said: Any) -> bool:
-    """Whether a detector's prediction can be brought to the student's cells."""
-    return isinstance(said, Tensor) or (isinstance(said, DensePredictions) and said.places is not None)
+        return subject.task.average([one.pred for one in each], [one.ignore_mask for one in each], known, subject.form)

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from ..batch import Batch
-from ..build import Run
+from ..build import resolve_init
 from ..config import Config
 from ..distill.taps import Tapped
 from ..errors import UserError
-from ..precision import resolve_amp
 from .machine import machine
 from .optim import Ema, make_optimizer
-from .train import ready, train
+from .run import Run, prepare
+from .step import compute_step
+from .train import train
 
 SETTLE = 10  # steps of every block that are not timed
 
@@ -40,7 +41,7 @@ def bench(config: Config, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]
     if steps < 1 or rounds < 1:
         raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
     endless = config.train.model_copy(update={"steps": 10**6})
-    run, _ = ready(config.model_copy(update={"train": endless}))
+    run, _ = prepare(resolve_init(config.model_copy(update={"train": endless})))
     loader = _loader_rate(run)
     batches = _ready(run, 8)
     bare = _BareLoop(run, batches)
@@ -80,7 +81,7 @@ def step_times(configs: Mapping[str, Config], *, steps: int = 10, rounds: int = 
         raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
     loops = {}
     for name, config in configs.items():
-        run, _ = ready(config)
+        run, _ = prepare(resolve_init(config))
         loops[name] = _BareLoop(run, _ready(run, 2))
     spent: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
@@ -155,15 +156,9 @@ class _BareLoop:
 
     def __init__(self, run: Run, batches: Iterable[Batch]):
         self.run, self.batches = run, itertools.cycle(batches)
-        self.amp = resolve_amp(run.config.train.amp, run.device, "train.amp")
         o = run.config.train.optimizer
         self.optimizer = make_optimizer(run.distiller, name=o.name, lr=1e-5, weight_decay=o.weight_decay, momentum=o.momentum)
         run.distiller.train()
-
-    def _losses(self, batch: Batch, view: Any) -> torch.Tensor:
-        with torch.autocast(self.run.device.type, self.amp, enabled=self.amp is not None):
-            losses = self.run.distiller(batch, view)
-        return self.run.objective(losses, 0.0, self.run.distiller.shared)[0]
 
     def _update(self, total: torch.Tensor) -> None:
         total.backward()
@@ -172,9 +167,7 @@ class _BareLoop:
         _sync(self.run.device)
 
     def step(self) -> None:
-        batch = next(self.batches)
-        view = self.run.teachers(batch) if self.run.teachers else None
-        self._update(self._losses(batch, view))
+        self._update(compute_step(self.run, next(self.batches), 0.0).total)
 
     def tapping(self, steps: int, rounds: int) -> dict[str, float]:
         """``tapped_step_overhead``: what a step with the terms of ``distill`` takes beyond one without and the terms' own
@@ -210,51 +203,53 @@ class _BareLoop:
     def _terms(self, times: int) -> dict[str, float]:
         """Milliseconds of each term alone: forward and backward down to the student's tap."""
         run, batch = self.run, next(self.batches)
-        view = run.teachers(batch) if run.teachers else None
-        run.distiller(batch, view)
-        taps = run.distiller.tapped.taps
-        taught = view.taps if view else taps
+        result = compute_step(run, batch, 0.0)
+        taps = result.teacher.taps if result.teacher else result.taps
         size = tuple(batch.images.shape[2:])
         found = {}
         for name, term in run.distiller.terms.items():
-            leaf = taps[term.student].detach().requires_grad_()
+            leaf = result.taps[term.student].detach().requires_grad_()
             target = batch.targets.get(term.task) if term.task else None
-            work = lambda t=term, x=leaf, y=target: t(x, taught[t.teacher], size, y).backward()  # noqa: E731
+            work = lambda t=term, x=leaf, y=target: t(x, taps[t.teacher], size, y).backward()  # noqa: E731
             found[f"distill.{name}"] = self._timed(work, times)
         return found
 
     def student_step(self) -> None:
         """The hard losses alone."""
         run, batch = self.run, next(self.batches)
-        with torch.autocast(run.device.type, self.amp, enabled=self.amp is not None):
-            view = run.student(batch.images)
-            hard = [v for losses in self._hard(view, batch).values() for v in losses.values()]
+        with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
+            preds = run.student(batch.images).preds
+            size = tuple(batch.images.shape[2:])
+            hard = [
+                value
+                for name, task in run.tasks.items()
+                if name in batch.targets
+                for value in task.losses(preds[name], batch.targets[name], size).values()
+            ]
+            if not hard:  # no task has labels: something of the predictions, for the way back
+                hard = [pred.float().mean() for pred in preds.values()]
         self._update(sum(hard))
-
-    def _hard(self, view: Any, batch: Batch) -> dict[str, dict[str, torch.Tensor]]:
-        size = tuple(batch.images.shape[2:])
-        return {k: t.losses(view.preds[k], batch.targets[k], size) for k, t in self.run.tasks.items()}
 
     def parts(self, times: int = 20) -> dict[str, float]:
         """Milliseconds of each part alone; a loss is its forward and its backward down to the predictions."""
         run, batch = self.run, next(self.batches)
-        view = run.student(batch.images)
+        preds = run.student(batch.images).preds
         size = tuple(batch.images.shape[2:])
         found: dict[str, float] = {}
+        taught = run.teachers(batch) if run.teachers else None
         if run.teachers:
             found["teacher forward"] = self._timed(lambda: run.teachers(batch), times)
-            taught = run.teachers(batch)
         found["student forward"] = self._timed(lambda: run.student(batch.images), times)
-        leaves = {k: p.detach().requires_grad_() for k, p in view.preds.items()}
+        leaves = {k: p.detach().requires_grad_() for k, p in preds.items()}
         for name, task in run.tasks.items():
-            hard = lambda n=name, t=task: sum(t.losses(leaves[n], batch.targets[n], size).values()).backward()  # noqa: E731
-            found[f"{name}.hard"] = self._timed(hard, times)
+            if name in batch.targets:
+                hard = lambda n=name, t=task: sum(t.losses(leaves[n], batch.targets[n], size).values()).backward()  # noqa: E731
+                found[f"{name}.hard"] = self._timed(hard, times)
             if name in run.distiller.soft and name not in run.distiller.through:
-                loss = run.distiller.soft[name]
-                soft = lambda n=name, f=loss: f(leaves[n], taught.preds[n], batch.targets[n]).backward()  # noqa: E731
+                soft = lambda n=name: run.distiller.soft_loss(n, leaves[n], taught, batch).backward()  # noqa: E731
                 found[f"{name}.soft.{run.distiller.soft_names[name]}"] = self._timed(soft, times)
         found |= self._terms(times)
-        self._losses(batch, taught if run.teachers else None).backward()
+        compute_step(run, batch, 0.0).total.backward()
         found["optimizer"] = self._timed(self.optimizer.step, times)
         if run.config.train.ema:
             found["average of weights"] = self._timed(Ema(run.student, run.config.train.ema).update, times)

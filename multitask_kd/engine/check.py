@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..batch import Batch, ModelOutput
-from ..build import Run, decode_options
+from ..batch import Batch
+from ..build import decode_options
 from ..build.distill import compared_heads, teacher_name
 from ..distill.balance import by_part
 from ..distill.objective import gradient_report, parts
-from ..distill.term import resized
 from ..errors import UserError
 from ..losses.det_mse import DetMSE
-from ..precision import resolve_amp
+from ..models.maps import resized
 from .evaluate import evaluate
 from .log import clock
 from .machine import peak_memory_mb
+from .run import Run
+from .step import StepResult, compute_step
 
 LITTLE, MUCH = 0.1, 95.0  # percent of the gradient: a loss below or above is worth a look
 PASS, LOOK, FAIL = "pass", "look", "FAIL"
@@ -70,7 +71,7 @@ def check_run(run: Run, optimizer: torch.optim.Optimizer) -> Proof:
         except (UserError, ValueError) as error:
             return Proof([Line(FAIL, "one step", str(error))], 0.0, _memory_mb(run.device))
         lines = [*_taps(run, pass_), *_classes(run), *_teacher(run), *_losses(run, pass_), *_pulls(run, pass_)]
-        lines += [*_located(run), *_sparse(run, pass_)]
+        lines += [*_relocated(run, pass_), *_sparse(run, pass_)]
         lines += [*_adapters(run, pass_, optimizer), *_optimizer(run, optimizer), _absent_from_checkpoint(run)]
         return Proof(lines, pass_.seconds(), _memory_mb(run.device))
 
@@ -112,26 +113,19 @@ def _untouched(run: Run) -> Iterator[None]:
 
 
 class _Pass:
-    """One forward pass of teacher and student on a batch, and one backward pass of all losses together."""
+    """One step on a batch with every weight where its schedule is largest, and what its taps gave."""
 
     def __init__(self, run: Run, batch: Batch):
         self.run, self.batch = run, batch
-        self.amp = resolve_amp(run.config.train.amp, run.device, "train.amp")
-        run.distiller.at(0.0)
-        self.view, self.losses = self._forward()
-        self.overwritten = self._overwritten()
-        if any(self.overwritten.values()):
-            self.view, self.losses = self._forward()  # with copies
-        self.student_taps = dict(run.distiller.tapped.taps)
         at = [run.objective.weights_at(k / 20) for k in range(21)]
         self.largest = {name: max(weights[name] for weights in at) for name in at[0]}  # a schedule may begin or end with 0
-        self.total, self.weighted = run.objective.weigh(self.losses, self.largest, run.distiller.shared)
+        self.result = self._step()
+        self.overwritten = self._overwritten()
+        if any(self.overwritten.values()):
+            self.result = self._step()  # with copies
 
-    def _forward(self) -> tuple[ModelOutput | None, dict[str, Tensor]]:
-        run = self.run
-        view = run.teachers(self.batch) if run.teachers else None
-        with torch.autocast(run.device.type, self.amp, enabled=self.amp is not None):
-            return view, run.distiller(self.batch, view)
+    def _step(self) -> StepResult:
+        return compute_step(self.run, self.batch, 0.0, weights=self.largest, penalty=False)
 
     def _overwritten(self) -> dict[str, list[str]]:
         members = self.run.teachers.members if self.run.teachers else {}
@@ -139,11 +133,11 @@ class _Pass:
         return found | {name: member.tapped.overwritten() for name, member in members.items()}
 
     def tap(self, side: str, path: str) -> tuple[Any, int]:
-        """What a module put out, and how often it was called."""
+        """What a module gave, and how often it was called."""
         if side == "student" or self.run.distiller.own_teacher:
-            return self.student_taps.get(path), self.run.distiller.tapped.calls.get(path, 0)
+            return self.result.taps.get(path), self.run.distiller.tapped.calls.get(path, 0)
         member, inner = self.run.teachers.tap(path)
-        return self.view.taps.get(path), member.tapped.calls.get(inner, 0)
+        return self.result.teacher.taps.get(path), member.tapped.calls.get(inner, 0)
 
     def seconds(self) -> float:
         """Of a step without data and optimizer, the mean of two."""
@@ -151,9 +145,7 @@ class _Pass:
         run.distiller.zero_grad(set_to_none=True)
         began = time.perf_counter()
         for _ in range(times):
-            _, losses = self._forward()
-            total, weighted = run.objective.weigh(losses, self.largest, run.distiller.shared)
-            (run.sparse(total, weighted, 0.0)[0] if run.sparse else total).backward()
+            compute_step(run, self.batch, 0.0, weights=self.largest).total.backward()
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         return (time.perf_counter() - began) / times * run.config.train.accumulate
@@ -205,15 +197,17 @@ def _classes(run: Run) -> Iterator[Line]:
 def _met(run: Run, task: str, name: str, *, several: bool) -> Line:
     member, own = run.teachers.members[name], run.tasks[task].classes
     what = f"classes of {task}" + (f", {name}" if several else "")
-    lesson = member.lessons.get(task)
+    mapping = member.mappings.get(task)
     if task not in member.tasks:
         return Line(FAIL, what, "the teacher has none")
-    if lesson is None or lesson.same:
+    if not run.tasks[task].has_classes:
+        return Line(PASS, what, f"a task of kind {run.tasks[task].kind} has none")
+    if mapping is None or mapping.same:
         return Line(PASS, what, f"{len(own)}, the same names in the same order")
-    details = [f"{len(lesson.known)} of {len(own)} are known to the teacher"]
-    details += [f"left to the labels: {', '.join(lesson.unknown)}"] if lesson.unknown else []
-    details += [f"of no use here: {', '.join(lesson.unused)}"] if lesson.unused else []
-    return Line(LOOK if lesson.unknown else PASS, what, "; ".join(details))
+    details = [f"{len(mapping.known)} of {len(own)} are known to the teacher"]
+    details += [f"left to the labels: {', '.join(mapping.unknown)}"] if mapping.unknown else []
+    details += [f"of no use here: {', '.join(mapping.unused)}"] if mapping.unused else []
+    return Line(LOOK if mapping.unknown else PASS, what, "; ".join(details))
 
 
 def _teacher(run: Run) -> Iterator[Line]:
@@ -234,19 +228,19 @@ def _teacher(run: Run) -> Iterator[Line]:
     if run.config.taught_by_average:
         yield Line(PASS, "teacher's own metric", "the average of the student's weights: nothing to measure yet")
         return
-    for place in run.config.named_teachers:
-        yield from _teacher_metrics(run, place)
+    for key_path in run.config.named_teachers:
+        yield from _teacher_metrics(run, key_path)
 
 
-def _teacher_metrics(run: Run, place: str) -> Iterator[Line]:
+def _teacher_metrics(run: Run, key_path: str) -> Iterator[Line]:
     """What a teacher is worth on some validation images, at its own input size, over the classes that it knows."""
-    section, name = run.config.named_teachers[place], teacher_name(place)
+    section, name = run.config.named_teachers[key_path], teacher_name(key_path)
     member, who = run.teachers.members[name], f"{name}'s"
     tasks = {task: part for task, part in member.tasks.items() if task in run.tasks}
     metrics = evaluate(
         member,
         tasks,
-        run.val_batches(section.check_images, workers=0, size=run.teachers.sights[name].own),
+        run.val_batches(section.check_images, workers=0, size=run.teachers.geometries[name].own),
         run.device,
         decode={task: options for task, options in decode_options(run.config).items() if task in tasks},
         channels_last=run.config.run.channels_last,
@@ -255,29 +249,20 @@ def _teacher_metrics(run: Run, place: str) -> Iterator[Line]:
         if task not in tasks:
             yield Line(FAIL, f"{who} {task}", "has a floor, but the teacher has no such task with the student's classes")
     for task, part in tasks.items():
-        score = over_known(metrics[task], part, member.known(task))
+        score = part.main_score(metrics[task], member.known(task))
         shown = f"{part.main_metric} {'-' if score is None else f'{score:.1f}'} on {metrics['images']} validation images"
         floor = section.floor.get(task)
         if floor is None:
-            yield Line(PASS, f"{who} {task}", f"{shown}; no floor is set ({place}.floor.{task}=60 would ask for 60)")
+            yield Line(PASS, f"{who} {task}", f"{shown}; no floor is set ({key_path}.floor.{task}=60 would ask for 60)")
         else:
             good = score is not None and score >= floor
-            yield Line(PASS if good else FAIL, f"{who} {task}", f"{shown}; {place}.floor.{task} asks {floor:g}")
-
-
-def over_known(metrics: Mapping[str, Any], task: Any, known: Sequence[int]) -> float | None:
-    """A task's main metric over the classes that a teacher knows."""
-    if len(known) == len(task.classes):
-        return metrics[task.main_metric]
-    by_class = next(value for value in metrics.values() if isinstance(value, Mapping))
-    found = [by_class[task.classes[i]] for i in known if by_class.get(task.classes[i]) is not None]
-    return sum(found) / len(found) if found else None
+            yield Line(PASS if good else FAIL, f"{who} {task}", f"{shown}; {key_path}.floor.{task} asks {floor:g}")
 
 
 def _losses(run: Run, pass_: _Pass) -> Iterator[Line]:
     """No loss is missing, not finite, or exactly 0."""
     for name in run.distiller.loss_names():
-        loss = pass_.losses.get(name)
+        loss = pass_.result.raw.get(name)
         if loss is None:
             yield Line(FAIL, name, "is missing in the batch: no image of it has labels for the task")
         elif not loss.isfinite():
@@ -294,17 +279,18 @@ def _losses(run: Run, pass_: _Pass) -> Iterator[Line]:
 def _pulls(run: Run, pass_: _Pass) -> Iterator[Line]:
     """Each part's share of the total and of the gradient, with every weight where its schedule is largest; one that moves nothing
     in the student fails."""
-    total = float(pass_.total.detach())
-    if not all(loss.isfinite() for loss in pass_.losses.values()):
+    total = float(pass_.result.total.detach())
+    if not all(loss.isfinite() for loss in pass_.result.raw.values()):
         return
     if not math.isfinite(total):
         yield Line(FAIL, "total", f"is {total} though every loss is finite: a weight is too large")
         return
-    shares = gradient_report(pass_.weighted, run.distiller.shared)
+    shares = gradient_report(pass_.result.weighted, pass_.result.shared)
     largest: dict[str, float] = {}
     for name, weight in pass_.largest.items():
         largest[by_part(name)] = max(weight, largest.get(by_part(name), 0.0))
-    for group, loss in parts(pass_.weighted).items():
+    groups = parts(pass_.result.weighted)
+    for group, loss in groups.items():
         part = 100 * float(loss.detach()) / total if total else 0.0
         pull = shares.get(f"gradient/share/{group}", 0.0)
         detail = f"{part:.1f} % of the total, {pull:.1f} % of the gradient at the encoder's maps"
@@ -317,16 +303,16 @@ def _pulls(run: Run, pass_: _Pass) -> Iterator[Line]:
             yield Line(FAIL, group, f"moves no weight of the student ({detail})")
         elif not hard and pull == 0:
             yield Line(LOOK, group, f"{part:.1f} % of the total; acts before the encoder's maps, where its pull is not measured")
-        elif not hard and (pull < LITTLE or pull > MUCH):
+        elif not hard and (pull < LITTLE or pull > MUCH) and len(groups) > 1:
             key = f"{group}.weight" if group.startswith("distill.") else f"tasks.{group}.weight"
             yield Line(LOOK, group, f"{detail}: {'next to nothing' if pull < LITTLE else 'next to everything'}; see {key}")
         else:
             yield Line(PASS, group, detail)
 
 
-def _located(run: Run) -> Iterator[Line]:
-    """A loss that counts background cells like others, where the teacher's are made of scores at other places."""
-    for task, who in run.teachers.located.items() if run.teachers else ():
+def _relocated(run: Run, pass_: _Pass) -> Iterator[Line]:
+    """A loss that counts background cells like others, where the teacher's are made of scores at other locations."""
+    for task, who in pass_.result.teacher.relocated.items() if pass_.result.teacher else ():
         if task not in run.distiller.soft:
             continue
         loss = run.distiller.soft[task]
@@ -344,7 +330,7 @@ def _sparse(run: Run, pass_: _Pass) -> Iterator[Line]:
     if run.sparse is None:
         return
     at = max((k / 20 for k in range(21)), key=run.sparse.weight)
-    total, weighted = run.sparse(pass_.total, pass_.weighted, at)
+    total, weighted = run.sparse(pass_.result.total, pass_.result.weighted, at)
     share = 100 * float(weighted["sparse"].detach()) / (float(total.detach()) or 1.0)
     detail = f"{share:.1f} % of the total with it, at its largest weight {run.sparse.weight(at):g}"
     if not math.isfinite(share):
@@ -370,7 +356,7 @@ def _held(optimizer: torch.optim.Optimizer) -> set[int]:
 
 def _adapters(run: Run, pass_: _Pass, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
     """What learns besides the student gets a gradient and is in the optimizer."""
-    pass_.total.backward()
+    pass_.result.total.backward()
     held = _held(optimizer)
     for name, module in run.distiller.adapters().items():
         named = dict(module.named_parameters())

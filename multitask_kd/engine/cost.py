@@ -60,7 +60,7 @@ def latencies(
 ) -> dict[str, dict[str, float]]:
     """By network: milliseconds of a batch, from float images on the device to raw predictions; no decoding.
 
-    The networks take turns, each after a run that is not timed, so that a machine's moods and caches meet all alike.
+    The networks take turns, each after a run that is not timed, so that changes of the machine's load meet all alike.
     Returns ``median`` and the spread ``p10`` to ``p90`` over ``runs`` timed runs.
     """
     memory = torch.channels_last if channels_last else torch.contiguous_format
@@ -104,8 +104,8 @@ def peak_memory(path: str, *, device: torch.device, threads: int, channels_last:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
         return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
     except (subprocess.SubprocessError, OSError, ValueError, LookupError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        log.warning("the memory of %s could not be measured: %s", path, said[-1] if said else type(error).__name__)
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        log.warning("the memory of %s could not be measured: %s", path, lines[-1] if lines else type(error).__name__)
         return None
 
 

@@ -14,7 +14,8 @@ from .. import build
 from ..batch import Batch
 from ..data.base import Layout
 from ..errors import UserError
-from ..tasks.base import Task
+from ..precision import resolve_device
+from ..tasks.base import Task, figure_names
 from .networks import Network, open_network
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ def predict(
     net: Callable, tasks: Mapping[str, Task], batch: Batch, decode: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """By image, by task: what ``Task.restore`` gives, at the original size. ``batch.truths`` tells the geometry."""
-    view = net(batch.images)
+    output = net(batch.images)
     size = tuple(batch.images.shape[2:])
-    decoded = {name: task.decode(view.preds[name], size, **decode.get(name, {})) for name, task in tasks.items()}
+    decoded = {name: task.decode(output.preds[name], size, **decode.get(name, {})) for name, task in tasks.items()}
     return [
         {name: task.restore(decoded[name][i], truth.geometry) for name, task in tasks.items()}
         for i, truth in enumerate(batch.truths)
@@ -104,8 +105,8 @@ def main_score(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> float:
 
 
 def headline(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, float | None]:
-    """The few figures shown in one line of progress."""
-    return {key: metrics[name][key] for name, task in tasks.items() for key in task.headline}
+    """The few figures shown in one line of progress, by their names in tables."""
+    return {label: metrics[name][key] for (name, key), label in figure_names(tasks).items()}
 
 
 def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> dict[str, Any]:
@@ -115,11 +116,11 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
     Raises UserError for a network whose classes are not the data's.
     """
     build.check(config)
-    on = build.device(config.run.device)
+    on = resolve_device(config.run.device)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     network = open_network(path, where, on, channels_last=config.run.channels_last)
-    found = build.layout(config, "val", network.classes)
+    found = build.open_sets(config, "val", network.classes, only=network.tasks)
     check_data(found, network.arch, f"{where}: {path}")
     return figures(*gather_network(config, network, found))
 
@@ -142,5 +143,6 @@ def check_data(found: Any, arch: Mapping[str, Any], who: str) -> None:
     classes = {name: task["classes"] for name, task in arch["tasks"].items()}
     shared = [t for t in classes if t in found.classes]
     if not shared:
-        raise UserError(f"{who} is trained for {', '.join(classes)}, and data.val has labels for {', '.join(found.classes)}")
+        there = ", ".join(found.offered()) or "none at all"
+        raise UserError(f"{who} is trained for {', '.join(classes)}, and data.val has labels for {there}")
     build.check_classes(found.classes, classes, shared, who)

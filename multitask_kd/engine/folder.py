@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import yaml
 
 from ..config import Config
 from ..errors import UserError
+
+RESULTS = ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json")  # what a run writes
 
 
 def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) -> None:
@@ -30,7 +33,7 @@ def check_folder(folder: Path, resolved: str, *, resume: bool, overwrite: bool) 
 def clear_folder(folder: Path) -> None:
     """Make the run's folder, without what an earlier run left in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "last.pt", "best.pt", "metrics.jsonl", "metrics.json"):
+    for name in RESULTS:
         (folder / name).unlink(missing_ok=True)
     for rest in (*(folder / "tensorboard").glob("events.*"), *folder.glob(".*.part")):
         rest.unlink()
@@ -42,11 +45,17 @@ FREE = (
 )
 
 
+def is_free(key: str) -> bool:
+    """Whether a key of a config, or one that it lies in, cannot change a result; a teacher of several is like the only one."""
+    key = re.sub(r"^teachers\.\w+\.", "teacher.", key)
+    return any(f"{key}.".startswith(f"{free}.") for free in FREE)
+
+
 def differences(written: str, resolved: str) -> str:
     """The first keys in which two resolved configs differ; those in ``FREE``, which cannot change a result, may."""
     before, now = (_flat(yaml.safe_load(text) or {}) for text in (written, resolved))
     new = {k: v for k, v in _flat(Config().model_dump(mode="json")).items() if k not in before}  # keys that came after the run
-    keys = [k for k in {**before, **now} if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
+    keys = [k for k in {**before, **now} if not is_free(k)]
     changed = [k for k in keys if before.get(k, new.get(k)) != now.get(k)]
     if not changed and [k for k in before if k in now] != [k for k in now if k in before]:
         return "the order of its keys"  # parameters, and so the optimizer's state, are in the order of the tasks

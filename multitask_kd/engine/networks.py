@@ -95,7 +95,7 @@ def _exported(path: str, kind: str, where: str, device: torch.device) -> Network
     def predictions(images: Tensor) -> ModelOutput:
         found = run(images)
         describe.check_outputs(found, description, images.shape[2:], path)
-        return describe.view(found, description)
+        return describe.predictions(found, description)
 
     return Network(
         path, kind, predictions, tasks, tuple(arch["input_size"]), arch, description["params"], device,

@@ -18,6 +18,7 @@ from ..compress.widths import check_rebuilt, widths
 from ..config import Config
 from ..errors import UserError, did_you_mean
 from ..models.multitask import MultiTaskNet
+from ..precision import resolve_device
 from ..report.tables import table
 
 # by what a ratio may speak of: how near it has to be reached
@@ -86,7 +87,7 @@ def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
         raise UserError(f"--out: {out}: a cut network is a checkpoint, as .pt; tools/export.py makes a {Path(out).suffix} of it")
     if Path(out).exists():
         raise UserError(f"--out: {out} is there already; choose another name, or remove it")
-    on = build.device(config.run.device)
+    on = resolve_device(config.run.device)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     content = checkpoint.load(path, "--checkpoint")

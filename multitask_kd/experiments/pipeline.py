@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import build
-from ..config import Config, dump
+from ..config import Config
 from ..engine.compare import compare, prepare, write
 from ..engine.export import Export, export
 from ..engine.prune import Cut, prune_checkpoint, report
 from ..report.comparison import text
 from .pipeline_config import Pipeline, load_pipeline
-from .steps import Steps
-from .study import finish
+from .runs import finish
+from .steps import RunFolder, Steps, settings_text
 
 
 def run_pipeline(path: str | Path) -> dict[str, Any] | None:
-    """Do what is missing of the pipeline in ``path``; returns the comparison, or None when a signal stopped a training.
+    """Do what is missing of the pipeline in ``path``; returns the comparison, or None when a signal stopped a
+    training.
 
-    A step is done again only where its settings or the files that it reads have changed; a training that was interrupted goes on.
-    Raises UserError.
+    A step is done again only where its settings or the files that it reads have changed (see ``steps``); a
+    training that was interrupted goes on. Raises UserError.
     """
     plan, configs = load_pipeline(path)
     for config in configs.values():
@@ -30,35 +31,33 @@ def run_pipeline(path: str | Path) -> dict[str, Any] | None:
     cut = Cut.of(f"{path}: prune", **plan.prune.model_dump())
     steps = Steps(Path(plan.dir))
     whole = Path(plan.checkpoint) if plan.checkpoint else Path(configs["train"].run.dir) / "best.pt"
-    if "train" in configs and not _train(steps, "train", configs["train"], []):
+    for config in configs.values():
+        RunFolder(config).adopt()  # before anything is made that others began from
+    if not all(_train(name, configs[name]) for name in ("train", "sparse") if name in configs):
         return None
-    dense = whole
-    if "sparse" in configs:
-        if not _train(steps, "sparse", configs["sparse"], [whole]):
-            return None
-        dense = Path(configs["sparse"].run.dir) / "best.pt"
+    dense = Path(configs["sparse"].run.dir) / "best.pt" if "sparse" in configs else whole
     pruned = Path(plan.dir) / "cut.pt"
-    steps.once("prune", [dense], repr(cut), [pruned], lambda: print(report(_cut(configs, dense, pruned, cut))))
-    for name in ("finetune", "distil"):
-        if not _train(steps, name, configs[name], [pruned, *([whole] if name == "distil" else [])]):
-            return None
+    steps.once(
+        "prune", [dense], repr(cut), [pruned], lambda: print(report(_prune(configs, dense, pruned, cut)))
+    )
+    if not all(_train(name, configs[name]) for name in ("finetune", "distil")):
+        return None
     student = Path(configs["distil"].run.dir) / "best.pt"
     finetuned = Path(configs["finetune"].run.dir) / "best.pt"
     exported = _export(steps, plan, configs["distil"], {"whole": whole, "student": student})
-    files = {"whole": whole, "cut, fine-tuned": finetuned, "cut, distilled": student} | {file.name: file for file in exported}
+    files = {"whole": whole, "cut, fine-tuned": finetuned, "cut, distilled": student} | {
+        file.name: file for file in exported
+    }
     return _compare(steps, plan, configs["distil"], files, path)
 
 
-def _train(steps: Steps, name: str, config: Config, files: Sequence[Path]) -> bool:
-    """Train, go on, or keep what is there. ``files``: what the training starts from. False when a signal stopped it."""
+def _train(name: str, config: Config) -> bool:
+    """Train, go on, or keep what is there. False when a signal stopped it."""
     print(f"\n== {name}: {config.run.dir}", flush=True)
-    before, wanted = steps.marker(name), steps.made_of(files, dump(config))
-    if before != wanted:
-        steps.mark(name, wanted)
-    return finish(config, overwrite=before is not None and before != wanted) is not None
+    return finish(config) is not None
 
 
-def _cut(configs: Mapping[str, Config], dense: Path, pruned: Path, cut: Cut) -> Any:
+def _prune(configs: Mapping[str, Config], dense: Path, pruned: Path, cut: Cut) -> Any:
     return prune_checkpoint(configs["finetune"], str(dense), str(pruned), cut)
 
 
@@ -72,13 +71,16 @@ def _export(steps: Steps, plan: Pipeline, config: Config, networks: Mapping[str,
         decode = () if plan.export.decode else None
         images = plan.export.images if data else None
         wanted = Export(str(networks[name]), str(out), precision=precision, decode=decode, images=images)
+        settings = repr(wanted) if data is None else settings_text(data, export=repr(wanted))
         marker = f"export_{Path(file).stem}"
-        steps.once(marker, [networks[name]], repr(wanted), [out], lambda w=wanted, d=data: print(export(w, d)))
+        steps.once(marker, [networks[name]], settings, [out], lambda w=wanted, d=data: print(export(w, d)))
         made.append(out)
     return made
 
 
-def _compare(steps: Steps, plan: Pipeline, config: Config, files: Mapping[str, Path], path: str | Path) -> dict[str, Any]:
+def _compare(
+    steps: Steps, plan: Pipeline, config: Config, files: Mapping[str, Path], path: str | Path
+) -> dict[str, Any]:
     """The table, and the page beside it."""
     outputs = {ending: Path(plan.dir) / f"comparison.{ending}" for ending in ("csv", "json", "html")}
     options = plan.compare.model_dump(exclude={"pictures"})
@@ -97,5 +99,7 @@ def _compare(steps: Steps, plan: Pipeline, config: Config, files: Mapping[str, P
         for written in write(config, results, pictures=plan.compare.pictures, **given):
             print(f"written: {written}")
 
-    steps.once("compare", list(files.values()), repr((options, dump(config))), list(outputs.values()), work)
+    timed_on = {"threads": config.run.threads, "device": config.run.device}
+    settings = settings_text(config, compare=plan.compare.model_dump() | timed_on)
+    steps.once("compare", list(files.values()), settings, list(outputs.values()), work)
     return json.loads(outputs["json"].read_text(encoding="utf-8"))

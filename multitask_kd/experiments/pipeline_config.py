@@ -55,12 +55,12 @@ class Pipeline(Section):
     train: Step = Step()
     """Of the whole network, where no checkpoint is given."""
     sparse: Step | None = Step(overrides=("sparse.weight=1.0e-4",))
-    """Training on with a penalty before the cut; null leaves it out."""
+    """Training on with a penalty before pruning; null leaves it out."""
     prune: CutSettings
     finetune: Step = Step()
-    """Of the cut network, by labels alone: the control."""
+    """Of the pruned network, by labels alone: the control."""
     distil: Step
-    """Of the cut network, by the whole one besides. The schedule has to be that of `finetune`."""
+    """Of the pruned network, by the whole one besides. The schedule has to be that of `finetune`."""
     export: ExportStep = ExportStep()
     compare: CompareStep = CompareStep()
 
@@ -75,14 +75,14 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, dict[str, Config]]:
     path = Path(path)
     plan = validate(Pipeline, read_yaml(path), str(path))
     whole = plan.checkpoint or f"{plan.dir}/whole/best.pt"
-    cut = f"{plan.dir}/cut.pt"
+    pruned = f"{plan.dir}/cut.pt"
     settings: dict[str, tuple[Step, list[str]]] = {}
     if plan.checkpoint is None:
         settings["train"] = (plan.train, [f"run.dir={plan.dir}/whole"])
     if plan.sparse is not None:
         settings["sparse"] = (plan.sparse, [f"run.dir={plan.dir}/sparse", f"model.start={whole}"])
-    settings["finetune"] = (plan.finetune, [f"run.dir={plan.dir}/finetuned", f"model.start={cut}"])
-    settings["distil"] = (plan.distil, [f"run.dir={plan.dir}/distilled", f"model.start={cut}", f"teacher.path={whole}"])
+    settings["finetune"] = (plan.finetune, [f"run.dir={plan.dir}/finetuned", f"model.start={pruned}"])
+    settings["distil"] = (plan.distil, [f"run.dir={plan.dir}/distilled", f"model.start={pruned}", f"teacher.path={whole}"])
     return plan, {name: _config(path, plan, step, last) for name, (step, last) in settings.items()}
 
 

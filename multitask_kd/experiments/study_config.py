@@ -20,7 +20,7 @@ def plain_dir(value: str) -> str:
 
 
 class CutSettings(Section):
-    """What is cut away, as tools/prune.py takes it; null: that tool's default."""
+    """What is pruned, as tools/prune.py takes it; null: that tool's default."""
 
     ratio: Annotated[float, Field(gt=0, lt=1)]
     """The share that is taken away."""
@@ -29,7 +29,7 @@ class CutSettings(Section):
     method: str | None = None
     """What a channel is worth: magnitude, scale or group."""
     scope: tuple[str, ...] | None = None
-    """What is cut: of backbone, neck, heads."""
+    """Which parts are pruned: of backbone, neck, heads."""
     local: bool | None = None
     """Whether every layer loses the same share, else the least important channels go, wherever they are."""
     round_to: Count | None = None
@@ -37,10 +37,10 @@ class CutSettings(Section):
 
 
 class StudyCut(CutSettings):
-    """A network of a study that is cut out of another one. It has a row of its own, as it is before it learns again."""
+    """A network of a study that is pruned from another one. It has a row of its own, as it is before fine-tuning."""
 
     of: str
-    """The run that it is cut out of, trained on its first seed."""
+    """The run whose network is pruned, trained on its first seed."""
 
 
 class StudyRun(Section):
@@ -55,7 +55,7 @@ class StudyRun(Section):
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] | None = None
     """Seeds of this network; null takes the study's. A teacher usually has one."""
     start: str | None = None
-    """The cut that it begins as."""
+    """The pruned network, of `cuts`, that it starts from."""
     against: str | tuple[str, ...] | None = None
     """The run that this one is compared with, seed by seed: its control; or several."""
 
@@ -76,7 +76,7 @@ class Study(Section):
     runs: Annotated[dict[str, StudyRun], Field(min_length=1)]
     """By name, in the order of training."""
     cuts: dict[str, StudyCut] = Field(default_factory=dict)
-    """By name: networks that are cut out of those of `runs`, for others of them to start from."""
+    """By name: networks that are pruned from those of `runs`, for others of them to start from."""
     pictures: Natural = 3
     """Validation images in the picture that compares the networks."""
 
@@ -93,9 +93,11 @@ class Study(Section):
                 if control not in self.runs:
                     raise ValueError(f"runs.{name}.against: there is no run '{control}'; {did_you_mean(control, self.runs)}")
             if run.start is not None and run.start not in self.cuts:
-                raise ValueError(f"runs.{name}.start: there is no cut '{run.start}'; {did_you_mean(run.start, self.cuts)}")
+                raise ValueError(f"runs.{name}.start: '{run.start}' is not in cuts; {did_you_mean(run.start, self.cuts)}")
             if run.start is not None and order.index(self.cuts[run.start].of) >= order.index(name):
-                raise ValueError(f"runs.{name}.start: '{run.start}' is cut out of a run that is trained later; put that one before")
+                raise ValueError(
+                    f"runs.{name}.start: '{run.start}' is pruned from a run that is trained later; put that one before"
+                )
         return self
 
     @field_validator("cuts")
@@ -106,11 +108,11 @@ class Study(Section):
             if cut.of not in runs:
                 raise ValueError(f"{name}.of: there is no run '{cut.of}'; {did_you_mean(cut.of, runs)}")
             if name in runs:
-                raise ValueError(f"'{name}' is the name of a run too; give the cut another")
+                raise ValueError(f"'{name}' is the name of a run too; choose another")
         return cuts
 
     def cut_file(self, name: str) -> str:
-        """Where the cut ``name`` is written."""
+        """Where the pruned network ``name`` is written."""
         return f"{self.dir}/{slug(name)}.pt"
 
 
@@ -133,7 +135,7 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
 
 
 def slug(name: str) -> str:
-    """What a run's folder, and the file of a cut, is called."""
+    """What a run's folder, and the file of a pruned network, is called."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("_.")
 
 

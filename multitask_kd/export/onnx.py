@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..models.decoders import in_onnx
 from ..sources import files
 from ..sources.onnx import open_session
-from . import decode, describe
+from . import describe
 from .module import Exported, as_input
 from .needs import needed
 
@@ -44,7 +45,7 @@ def to_onnx(
             input_names=[describe.INPUT],
             output_names=list(names),
             dynamic_shapes=module.free_sides(free),
-            custom_translation_table=decode.in_onnx(operators),
+            custom_translation_table=in_onnx(operators),
             verbose=False,
         )
     return _tidied(program.model_proto)
@@ -64,7 +65,7 @@ def _tidied(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress and advice of torch's exporter, which speaks to those who write networks."""
+    """Without the progress and advice of torch's exporter, which are for those who write networks."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     before = [logger.level for logger in loggers]
     try:
@@ -86,8 +87,8 @@ def content(model: Any, description: Mapping[str, Any]) -> bytes:
 
 
 def runner(model: str | bytes, device: torch.device) -> tuple[str | None, Callable[[Tensor], dict[str, Tensor]]]:
-    """From a file or its content: the description's text (None: not ours), and a function from float images [B,3,H,W] in [0,1]
-    to tensors by output name."""
+    """From a file or its content: the description's text (None: it has none), and a function from float images
+    [B,3,H,W] in [0,1] to tensors by output name."""
     session = open_session(model, device)
     text = session.get_modelmeta().custom_metadata_map.get(describe.KEY)
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]

@@ -1,4 +1,4 @@
-"""Whether an exported file says what the network says in PyTorch."""
+"""Whether an exported file gives what the network gives in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Largest difference that is let through where none is given, as a part of the output's largest value (of 1 where that is less).
-# The quantised files' measure is their accuracy.
+from ..tasks.base import Task
+from .describe import decoded_by
+
+# Largest difference that is let through where none is given, as a part of the output's largest value (of 1
+# where that is less). The quantised files' measure is their accuracy.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": float("inf")}
-MASK_SHARE = 1e-3  # of pixels, where two classes' logits are the same to rounding
-BOX_SHARE = 1e-2  # of detections, likewise for suppression
+MANY = 10_000  # things, from which on a share is shown in place of their number
 
 
 class Gap(NamedTuple):
@@ -28,6 +30,28 @@ class Gap(NamedTuple):
         return math.isfinite(least) and least <= tolerance
 
 
+class DecodedGap(NamedTuple):
+    """Of what a file decodes for a task: how many things differ from PyTorch's, of how many, the share that
+    may, and ``what`` they are and how they differ ("pixels have another class")."""
+
+    task: Task
+    wrong: int
+    count: int
+    allowed: float
+    what: str
+
+    @property
+    def is_close(self) -> bool:
+        return self.wrong <= self.allowed * self.count
+
+    def __str__(self) -> str:
+        if self.count >= MANY:
+            outputs = ", ".join(self.task.output_names().values())
+            return f"{outputs}: {100 * self.wrong / self.count:.3f} % of the {self.what}"
+        things, _, how = self.what.partition(" ")
+        return f"{self.task.called(things)}: {self.wrong} of {self.count} {how}"
+
+
 def gap(name: str, expected: Tensor, found: Tensor) -> Gap:
     """Infinite where shapes differ, or a value is not finite."""
     if expected.shape != found.shape:
@@ -37,26 +61,25 @@ def gap(name: str, expected: Tensor, found: Tensor) -> Gap:
     return Gap(name, absolute, absolute / max(float(expected.abs().max()), 1e-12))
 
 
-def masks(expected: Tensor, found: Tensor) -> float:
-    """Share of pixels whose class differs, 1 where shapes differ."""
-    return float((expected.long() != found.long()).float().mean()) if expected.shape == found.shape else 1.0
+def decoded_gap(
+    task: Task, found: Mapping[str, Tensor], size: tuple[int, int], options: Mapping[str, Any]
+) -> DecodedGap:
+    """What a file decodes for ``task`` against what the task decodes of the file's raw output, so that a
+    rounding of a score does not count as another detection.
 
-
-def detections(expected: Sequence[Any], found: Sequence[Any], tolerance: float) -> tuple[int, int]:
-    """Of the detections of both, by image (boxes [K,4] in pixels, scores [K], classes [K]): how many lack a counterpart of their
-    class, with sides within ``tolerance`` of the largest box's coordinate and a score within it; and how many there are.
-
-    Their order is not looked at: equal scores have none.
+    found: the outputs of a file by name, for images of ``size`` (H, W); options: of the task's ``decode``.
     """
-    lacking = count = 0
-    for a, b in zip(expected, found, strict=True):
-        reach = tolerance * max([1.0, *(float(side.abs().max()) for side in (a.boxes, b.boxes) if len(side))])
-        near = (a.boxes[:, None] - b.boxes[None]).abs().amax(-1) <= reach
-        near &= (a.scores[:, None] - b.scores[None]).abs() <= tolerance
-        near &= a.classes[:, None] == b.classes[None]
-        lacking += int((~near.any(1)).sum()) + int((~near.any(0)).sum())
-        count += len(a.scores) + len(b.scores)
-    return lacking, count
+    return DecodedGap(task, *task.decoded_gap(found[task.name], decoded_by(task, found), size, options))
+
+
+def together(gaps: Sequence[DecodedGap]) -> list[DecodedGap]:
+    """Of several comparisons of the same tasks, by task all things that were compared."""
+    found: dict[str, DecodedGap] = {}
+    for one in gaps:
+        if before := found.get(one.task.name):
+            one = one._replace(wrong=before.wrong + one.wrong, count=before.count + one.count)
+        found[one.task.name] = one
+    return list(found.values())
 
 
 def worst(gaps: Sequence[Gap]) -> list[Gap]:

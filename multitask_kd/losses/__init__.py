@@ -1,6 +1,6 @@
 """Soft losses: a student's and a teacher's tensors in, one unweighted scalar out; one file each.
 
-A file here that registers a class with ``@LOSSES.register("name")`` is found by itself.
+A file here that registers a class with ``@LOSSES.register("name")`` is imported automatically.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What a soft loss is."""
+"""The interface of a soft loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,40 +13,31 @@ LOSSES = Registry("soft loss")
 
 
 class SoftLoss(nn.Module):
-    """What a student learns from a teacher's tensors. A subclass is one file here, under ``@LOSSES.register("name")``.
+    """A loss between a student's and a teacher's tensors. A subclass is one file here, under
+    ``@LOSSES.register("name")``.
 
-    Keyword-only parameters of ``__init__`` are its options (``tasks.<name>.soft.options`` and ``distill.<name>.options`` in YAML);
-    a ValueError it raises is told with its place in the config. The class docstring becomes its part of docs/config.md.
+    Keyword-only parameters of ``__init__`` are its options (``tasks.<name>.soft.options`` and
+    ``distill.<name>.options`` in YAML); a ValueError that it raises becomes a UserError with the key path.
+    The class docstring becomes its section of docs/config.md.
     """
 
-    tasks: tuple[str, ...] = ()  # for whose predictions it is written
+    kinds: tuple[str, ...] = ()  # the kinds of task whose predictions it compares
+    form: str = ""  # the form of the teacher's prediction that it compares, of ``Task.forms``; "" is the kind's own
     maps: bool = False  # whether it compares feature maps [B,C,H,W] too, brought to one size and to the same channels
     same_channels: bool = True  # False: it compares maps of any channels, and a term aligns sizes only
-    norm: bool = False  # whether feature maps are normalised, each channel over the batch, before it sees them
+    norm: bool = False  # whether feature maps are normalised, each channel over the batch, before the loss
+    # whether ``__init__`` takes the number of channels, positional, to build layers that are trained
+    learns: bool = False
     scheduled: tuple[str, ...] = ()  # options that a schedule may change while training; attributes of the same names
-    takes_found: bool = False  # whether it is given a teacher's finished detections (``PaddedDetections``) and not its cells
 
-    # of the student's images and head, for losses that need them; set by ``place``
-    size: tuple[int, int]
-    strides: tuple[int, ...]
-    known: tuple[int, ...] | None = None
-
-    def place(self, size: tuple[int, int], strides: tuple[int, ...], known: tuple[int, ...] | None) -> None:
-        """Tell where it stands: (H, W) of the student's images, the strides of its head, and the classes that the teachers know.
-
-        known: rising indices, None for all. Where some are missing, both predictions have the known classes alone, except where
-        ``takes_found``: then the student's has all, and ``PaddedDetections`` is numbered by all.
-        """
-        self.size, self.strides, self.known = tuple(size), tuple(strides), known
-
-    def prepare(self, channels: int) -> None:
-        """Make what the loss itself learns, for feature maps of so many channels. Most learn nothing."""
-
-    def forward(self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, student: Any, teacher: Any, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Two predictions or maps of equal shape -> unweighted scalar, float32.
 
-        teacher: ``PaddedDetections`` where the loss ``takes_found``, in pixels of the student's images. target: for predictions, the task's
-        part of ``Batch.targets``; None where no image of the batch is labelled, and for features.
+        target: for predictions, the task's part of ``Batch.targets``; None where no image of the batch is labelled, and for
+        features. mask: bool, where the two may be compared: [B,h,w] for maps, [B,N] for cells, [B] for vectors; None: everywhere.
+        What is masked out counts in neither the sum nor its divisor, and no gradient comes from there.
         """
         raise NotImplementedError
 
@@ -66,6 +58,6 @@ def check_weights(**weights: float) -> None:
 
 
 def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
-    """Raise ValueError where two tensors do not lie over one another."""
+    """Raise ValueError where two tensors differ in shape. what: a word for them, for the message."""
     if student.shape != teacher.shape:
         raise ValueError(f"the student's {what} {list(student.shape)} and the teacher's {list(teacher.shape)} differ")

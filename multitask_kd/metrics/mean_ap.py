@@ -20,7 +20,7 @@ except ImportError:
 MAX_DETECTIONS = 100  # an image, as in COCO
 BACKENDS = ("auto", "pycocotools", "faster")
 AREAS = ("all", "small", "medium", "large")  # COCO's order; split at 32^2 and 96^2 pixels
-IOU_50, IOU_75 = 0, 5  # places in COCO's IoU thresholds .50, .55, ..., .95
+IOU_50, IOU_75 = 0, 5  # indices into COCO's IoU thresholds .50, .55, ..., .95
 
 
 class MeanAP:
@@ -85,7 +85,8 @@ class MeanAP:
         return figures
 
     def datasets(self, kind: type) -> tuple[Any, Any]:
-        """What was gathered, truths and detections, each as an object of the COCO class ``kind``; a category's id is its index."""
+        """The gathered truths and detections, each as an object of the COCO class ``kind``; a category's id
+        is the class index."""
         return self._dataset(self._truth_rows(), kind), self._dataset(self._detection_rows(), kind)
 
     def _evaluate(self) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +182,7 @@ def _annotation(
 
 
 def _percent(values: np.ndarray) -> float | None:
-    """The mean of what COCO could compute (not -1), in percent."""
+    """The mean of the values that COCO could compute (not -1), in percent."""
     values = values[values > -1]
     # COCO's precision of a perfect result is 1 - 2e-16; six decimals make it 100.
     return round(100 * float(values.mean()), 6) if values.size else None

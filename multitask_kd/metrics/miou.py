@@ -23,11 +23,15 @@ class MeanIoU:
             raise ValueError("MeanIoU needs at least one class")
         self.classes = tuple(classes)
         self.matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        self._labelled = np.zeros(len(classes), bool)  # classes that the set of at least one image labels
 
-    def update(self, prediction: np.ndarray | Tensor, truth: np.ndarray | Tensor) -> None:
+    def update(
+        self, prediction: np.ndarray | Tensor, truth: np.ndarray | Tensor, known: np.ndarray | None = None
+    ) -> None:
         """Count the pixels of one mask [H,W] or of a batch [B,H,W].
 
-        prediction: integers 0..C-1. truth: the same, or IGNORE where the pixel does not count.
+        prediction: integers 0..C-1. truth: the same, or IGNORE where the pixel does not count. known: bool [C], the classes
+        that the images' set labels; None: all.
         Raises ValueError on other shapes, types or class indices.
         """
         prediction, truth = _host(prediction), _host(truth)
@@ -45,15 +49,17 @@ class MeanIoU:
             wrong = count + int(np.flatnonzero(counts[count:].any(axis=1))[0])
             raise ValueError(f"truth holds class {wrong}; there are {count} classes and IGNORE is {IGNORE}")
         self.matrix += counts[:count]
+        self._labelled |= True if known is None else known
 
     def compute(self) -> dict[str, Any]:
         """Figures in percent: ``mIoU``, ``pixel_accuracy``, and ``IoU`` by class.
 
-        A class in neither truth nor prediction is None and left out of the mean. With no pixel counted all are None.
+        A class is None and left out of the mean where it occurs in neither truth nor prediction, or where the
+        set of no image labels it. All are None where no pixel was counted.
         """
         matches = np.diag(self.matrix)
         unions = self.matrix.sum(axis=0) + self.matrix.sum(axis=1) - matches
-        present = unions > 0
+        present = (unions > 0) & self._labelled
         ious = 100.0 * matches / np.maximum(unions, 1)
         pixels = int(self.matrix.sum())
         return {

@@ -1,4 +1,5 @@
-"""SimOTA: which cells answer for which box (Ge et al., YOLOX, 2021, section 2.1), without a loop over images or boxes."""
+"""SimOTA matches cells to boxes (Ge et al., YOLOX, 2021, section 2.1), here without a loop over images or
+boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .dense_head import centres_inside
 
-FAR = 1e5  # added to the cost of a cell outside a box or its centre region: taken only when nothing better is left
+FAR = 1e5  # added to the cost of a cell outside a box or its centre region: matched when no other is left
 NEVER = 1e9  # cost of a pair that must not match
 
 
@@ -51,8 +52,9 @@ def simota(
 
     boxes [B,M,4] and classes [B,M] (negative: not an object); predicted boxes [B,N,4] in pixels; objectness logits [B,N];
     class_logits [B,N,C]; centres [N,2], scales [N] of the cells. The cost of a pair is classification BCE + 3 * -log(IoU);
-    a box takes its k cheapest cells, k = the sum of its ``candidates`` highest IoUs, at least 1; a cell that several boxes
-    want goes to the one for which it is cheapest. ``radius`` of the centre region is in strides.
+    a box takes its k cheapest cells, k = the sum of its ``candidates`` highest IoUs, at least 1; a cell that
+    several boxes take is matched to the one for which it is cheapest. ``radius`` of the centre region is in
+    strides.
     """
     number = boxes.shape[1]
     if number == 0:
@@ -77,7 +79,8 @@ def simota(
 
 
 def _near(boxes: Tensor, centres: Tensor, scales: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Is a cell's centre inside the box; is it inside the square of ``radius`` strides round the box's centre. [B,M,N] each."""
+    """Whether a cell's centre is inside the box, and whether it is inside the square of ``radius`` strides
+    round the box's centre: bool [B,M,N] each."""
     x1, y1, x2, y2 = boxes[:, :, None].unbind(-1)
     x, y = centres.unbind(-1)
     reach = radius * scales
@@ -88,7 +91,8 @@ def _near(boxes: Tensor, centres: Tensor, scales: Tensor, radius: float) -> tupl
 def _class_cost(classes: Tensor, objectness: Tensor, class_logits: Tensor) -> Tensor:
     """BCE of sqrt(class probability * objectness) against the one-hot class of each box, summed over classes: [B,M,N].
 
-    The terms of the classes that are not the box's are the same for all boxes, so they are summed once a cell.
+    The terms of the classes other than the box's are the same for all boxes, so they are summed once per
+    cell.
     """
     p = (class_logits.float().sigmoid() * objectness.float().sigmoid()[..., None]).sqrt().clamp(1e-6, 1 - 1e-6)
     absent = -torch.log1p(-p)

@@ -28,8 +28,9 @@ def build_encoder(name: str, *, max_stride: int, weights: str | None = None, whe
     """An encoder whose ``forward(images)`` returns feature maps of strides 1, 2, 4 ... ``max_stride``.
 
     weights: None (random), "imagenet" (the library downloads them), or the path of a state dict of this encoder
-    or of a checkpoint of ours (its backbone is taken). Its ``out_channels`` lists the maps' channels.
-    Raises UserError for an unknown encoder, weights that cannot be had or do not fit.
+    or of a checkpoint written by this package (its backbone is used). Its ``out_channels`` lists the maps'
+    channels. Raises UserError for an unknown encoder, and for weights that cannot be downloaded or do not
+    fit.
     """
     check_encoder(name, f"{where}.encoder")
     depth = max_stride.bit_length() - 1
@@ -39,7 +40,7 @@ def build_encoder(name: str, *, max_stride: int, weights: str | None = None, whe
         if weights != "imagenet":
             raise UserError(f"{where}.encoder: '{name}' cannot give features down to stride {max_stride}: {error}") from error
         raise UserError(
-            f"{where}.weights: the imagenet weights of '{name}' could not be had ({type(error).__name__}: {error}). "
+            f"{where}.weights: the imagenet weights of '{name}' could not be loaded ({type(error).__name__}: {error}). "
             "Where this machine has no way to the model hub, save encoder.state_dict() on one that has and give that "
             f"file's path as {where}.weights, or set it to null to start from random weights"
         ) from error
@@ -49,7 +50,8 @@ def build_encoder(name: str, *, max_stride: int, weights: str | None = None, whe
 
 
 def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
-    """Load a state dict, or the backbone of one of our checkpoints. Code in the file is never run."""
+    """Load a state dict, or the backbone of a checkpoint written by this package. Code in the file is never
+    run."""
     if not path.is_file():
         raise UserError(f"{where}: there is no file {path}; use null, imagenet, or the path of a state dict")
     try:

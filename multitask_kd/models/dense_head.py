@@ -20,9 +20,10 @@ def conv_block(channels: int) -> nn.Sequential:
 class DenseHead(nn.Module):
     """Pyramid levels -> raw outputs [B,N,4+1+C] over the N cells of all ``strides``, in their order.
 
-    Of a cell: dx, dy (centre, in strides from the cell's centre), log w, log h (in strides), objectness logit, C class logits.
-    strides: the levels that detect (null: all of the pyramid's); depth: 3x3 convolutions a branch; prior: starting
-    probability of objectness and classes.
+    The values of a cell are dx, dy (centre, in strides from the cell's centre), log w, log h (in strides),
+    objectness logit, C class logits.
+    strides: the levels that detect (null: all of the pyramid's); depth: 3x3 convolutions per branch; prior:
+    starting probability of objectness and classes.
     """
 
     def __init__(
@@ -94,24 +95,27 @@ def box_sizes(raw: Tensor) -> Tensor:
 
 
 def centres_inside(boxes: Tensor, centres: Tensor) -> Tensor:
-    """Whether each centre [N,2] is inside each box [B,M,4], its edges left out: bool [B,M,N]."""
+    """Whether each centre [N,2] is strictly inside each box [B,M,4]: bool [B,M,N]."""
     x1, y1, x2, y2 = boxes[:, :, None].unbind(-1)
     x, y = centres.unbind(-1)
     return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
 
 @torch.no_grad()
-def unspoken_cells(raw: Tensor, target: Mapping[str, Tensor] | None, known: Sequence[int], centres: Tensor) -> Tensor:
-    """Cells of which a teacher that knows the classes ``known`` alone has nothing to say: bool [B,N].
+def cells_of_unknown_classes(
+    raw: Tensor, target: Mapping[str, Tensor] | None, known: Sequence[int], centres: Tensor
+) -> Tensor:
+    """The cells to ignore for a teacher that knows only the classes ``known``: bool [B,N].
 
-    raw: the student's [B,N,4+1+C], which takes the cell for an object of another class; or a labelled box of another class
-    (``boxes`` [B,M,4], ``classes`` [B,M], ``labelled`` [B] of ``target``) has the cell's centre in it.
+    A cell is ignored where the likeliest class in the student's ``raw`` [B,N,4+1+C] is another one, or where
+    a labelled box of another class (``boxes`` [B,M,4], ``classes`` [B,M], ``labelled`` [B] of ``target``)
+    contains its centre.
     """
     unknown = torch.ones(raw.shape[2] - 5, dtype=torch.bool, device=raw.device)
     unknown[list(known)] = False
-    unspoken = unknown[raw[..., 5:].argmax(-1)]
+    ignored = unknown[raw[..., 5:].argmax(-1)]
     if target is not None and target["boxes"].shape[1]:
         classes = target["classes"]
         other = (classes >= 0) & unknown[classes.clamp(min=0)] & target["labelled"][:, None]
-        unspoken = unspoken | (centres_inside(target["boxes"], centres) & other[..., None]).any(1)
-    return unspoken
+        ignored = ignored | (centres_inside(target["boxes"], centres) & other[..., None]).any(1)
+    return ignored

@@ -15,9 +15,10 @@ def level_name(stride: int) -> str:
 
 
 class Pyramid(nn.Module):
-    """torchvision's feature pyramid with one named output module a level, so that ``neck.p3`` can be hooked.
+    """torchvision's feature pyramid with one named output module per level, so that ``neck.p3`` can be
+    hooked.
 
-    channels: of the encoder's maps at ``strides``; every level comes out with ``width`` channels.
+    channels: of the encoder's maps at ``strides``; every level of the pyramid has ``width`` channels.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], width: int):
@@ -28,7 +29,7 @@ class Pyramid(nn.Module):
             self.add_module(level_name(stride), nn.Identity())
 
     def width_at(self, stride: int) -> int:
-        """Channels of the level of ``stride``: ``width``, or fewer where they were cut."""
+        """Channels of the level of ``stride``: ``width``, or fewer in a pruned network."""
         return self.fpn.layer_blocks[self.strides.index(stride)][0].out_channels
 
     def forward(self, features: Sequence[Tensor]) -> dict[int, Tensor]:

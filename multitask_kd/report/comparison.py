@@ -6,10 +6,10 @@ import csv
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .tables import Column, table
+from .tables import Column, in_percent, table
 
 WIDTH = 120  # characters in a line of the terminal
 
@@ -22,55 +22,69 @@ def cost_columns(results: Results) -> list[Column]:
     batch = results["batch"]
     columns = [
         Column("parameters_m", "params M", 2, -1, "millions of parameters"),
-        Column("gmacs", "GMACs", 3, -1, "billions of multiply-adds an image, half the FLOPs; convolutions and matrix products"),
+        Column(
+            "gmacs",
+            "GMACs",
+            3,
+            -1,
+            "billions of multiply-adds an image, half the FLOPs; convolutions and matrix products",
+        ),
         Column("file_mb", "file MB", 1, -1, "size on disk"),
-        Column("memory_mb", "memory MB", 0, -1, "what the network and one prediction add to a process of its own, at the most"),
+        Column(
+            "memory_mb",
+            "memory MB",
+            0,
+            -1,
+            "what the network and one prediction add to a process of its own, at the most",
+        ),
         Column("ms", "ms", 1, -1, "median time of one image, float image to raw predictions"),
         Column("ms_p10", "p10", 1, 0, "a tenth of the runs are faster"),
         Column("ms_p90", "p90", 1, 0, "a tenth of the runs are slower"),
     ]
     if batch > 1:
         columns.append(
-            Column("ms_batch", f"ms/image, batch {batch}", 1, -1, f"median time of a batch of {batch}, divided by {batch}")
+            Column(
+                "ms_batch",
+                f"ms/image, batch {batch}",
+                1,
+                -1,
+                f"median time of a batch of {batch}, divided by {batch}",
+            )
         )
     return columns
 
 
 def quality_columns(results: Results) -> list[Column]:
-    """Figures in percent; those of a task that no network has are left out."""
-    columns = []
-    if _any(results, "seg"):
-        columns.append(Column("mIoU", "mIoU", 1, 1, "mean intersection over union of the masks"))
-    if _any(results, "det"):
-        iou = f"IoU {results['iou']:g}"
-        columns += [
-            Column("mAP", "mAP", 1, 1, "COCO average precision over IoU .50:.95"),
-            Column("mAP50", "mAP50", 1, 1, "COCO average precision at IoU .50"),
-            Column("precision", "precision", 1, 1, f"right boxes of all boxes from the confidence on, at {iou}"),
-            Column("recall", "recall", 1, 1, f"objects found, from the confidence on, at {iou}"),
-            Column("F1", "F1", 1, 1, "harmonic mean of precision and recall"),
-            Column("confidence", "at conf.", 3, 0, "the score from which a box counts in precision, recall and F1"),
-            Column("best_F1", "best F1", 1, 1, "the highest F1 over all confidences, chosen on these images"),
-            Column("best_confidence", "best conf.", 3, 0, "the confidence of the best F1"),
-        ]
-        if results["confidence"] is None:  # they would say the same twice
-            del columns[-2:]
-    return columns
+    """The figures of the networks' tasks."""
+    return [_column(found) for found in results["columns"]]
 
 
-def _any(results: Results, task: str) -> bool:
-    return any(task in network for network in results["networks"])
+def plotted_columns(results: Results) -> list[Column]:
+    """Of them the tasks' main metrics, in percent."""
+    return [column for column in quality_columns(results) if column.key in results["plotted"]]
+
+
+def _column(found: Mapping[str, Any]) -> Column:
+    return Column(**{field.name: found[field.name] for field in fields(Column)})
 
 
 def rows(results: Results) -> list[Row]:
     """A flat row a network, with the keys of the columns. None: not measured."""
-    return [_row(network, results["batch"]) for network in results["networks"]]
+    return [
+        _cost_row(network, results["batch"])
+        | {found["key"]: _figure(network, found) for found in results["columns"]}
+        for network in results["networks"]
+    ]
 
 
-def _row(network: Mapping[str, Any], batch: int) -> Row:
+def _figure(network: Mapping[str, Any], found: Mapping[str, Any]) -> Any:
+    """A figure of one task of a network; None where it has none."""
+    task = found["task"]
+    return (network["figures"].get(task, {}) | network["more"].get(task, {})).get(found["figure"])
+
+
+def _cost_row(network: Mapping[str, Any], batch: int) -> Row:
     single, many = network["latency_ms"]["1"], network["latency_ms"][str(batch)]
-    seg, det = network.get("seg", {}), network.get("det", {})
-    counts, best = network.get("counts") or {}, network.get("best_counts") or {}
     return {
         "network": network["name"],
         "path": network["path"],
@@ -85,38 +99,46 @@ def _row(network: Mapping[str, Any], batch: int) -> Row:
         "ms_p10": single["p10"],
         "ms_p90": single["p90"],
         "ms_batch": many["median"] / batch,
-        "mIoU": seg.get("mIoU"),
-        "mAP": det.get("mAP"),
-        "mAP50": det.get("mAP50"),
-        **{key: counts.get(key) for key in ("precision", "recall", "F1", "confidence")},
-        "best_F1": best.get("F1"),
-        "best_confidence": best.get("confidence"),
     }
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """One figure by class and network. heading: what it is; rows: (class, a value a network)."""
+    """One figure by class and network. heading: what it is; rows: (class, a value a network); brief: whether
+    it is shown where there is little room."""
 
     heading: str
     rows: list[tuple[str, list[float | None]]]
+    brief: bool = True
 
 
 def class_tables(results: Results) -> list[ClassTable]:
-    """IoU, AP, precision, recall and F1 by class, in percent."""
-    wanted = [("IoU", lambda n: n.get("seg", {}).get("IoU")), ("AP", lambda n: n.get("det", {}).get("AP"))]
-    wanted += [(key, lambda n, key=key: _by_class(n.get("counts"), key)) for key in ("precision", "recall", "F1")]
-    found = []
-    for heading, figure in wanted:
-        values = [figure(network) or {} for network in results["networks"]]
+    """Every figure by class, in percent. Of those that only a comparison has, the last of a task sums the
+    others up."""
+    found: list[ClassTable] = []
+    more: dict[str, int] = {}  # by task: the place of the last such figure
+    for wanted in results["by_class"]:
+        values = [_by_class(network, wanted) for network in results["networks"]]
         names = list(dict.fromkeys(name for one in values for name in one))
-        if names:
-            found.append(ClassTable(heading, [(name, [one.get(name) for one in values]) for name in names]))
+        if not names:
+            continue
+        if wanted["more"]:
+            if (last := more.get(wanted["task"])) is not None:
+                found[last] = replace(found[last], brief=False)
+            more[wanted["task"]] = len(found)
+        found.append(
+            ClassTable(wanted["heading"], [(name, [one.get(name) for one in values]) for name in names])
+        )
     return found
 
 
-def _by_class(counts: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
-    return {name: figures[key] for name, figures in counts["classes"].items()} if counts else {}
+def _by_class(network: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """class -> figure; empty where the network has none."""
+    task, key = wanted["task"], wanted["figure"]
+    if not wanted["more"]:
+        return network["figures"].get(task, {}).get(key) or {}
+    classes = network["more"].get(task, {}).get("classes") or {}
+    return {name: figures[key] for name, figures in classes.items() if key in figures}
 
 
 def text(results: Results) -> str:
@@ -124,14 +146,16 @@ def text(results: Results) -> str:
     lines = rows(results)
     parts = [summary(results)]
     for columns in (cost_columns(results), quality_columns(results)):
-        # an empty column says nothing; a name comes first in both
+        # an empty column is of no use; a name comes first in both
         shown = {c.key: c.heading for c in columns if any(line[c.key] is not None for line in lines)}
         digits = {c.key: c.digits for c in columns}
-        texts = [{k: _shown(line[k], digits[k]) for k in shown} | {"network": line["network"]} for line in lines]
+        texts = [
+            {k: _shown(line[k], digits[k]) for k in shown} | {"network": line["network"]} for line in lines
+        ]
         if shown:
             parts.append(table(texts, {"network": "network", **shown}))
     for part in class_tables(results):
-        if part.heading in ("precision", "recall"):  # their F1 is enough here; the files have them
+        if not part.brief:  # the files have it
             continue
         names = [network["name"] for network in results["networks"]]
         texts = [{"class": name, **dict(zip(names, values, strict=True))} for name, values in part.rows]
@@ -142,33 +166,35 @@ def text(results: Results) -> str:
 def summary(results: Results) -> str:
     """One line: images, device, threads, machine."""
     data = results["data"]
-    images = f"{data['images']} of {data['of']} images" if data["images"] < data["of"] else f"{data['images']} images"
+    images = (
+        f"{data['images']} of {data['of']} images"
+        if data["images"] < data["of"]
+        else f"{data['images']} images"
+    )
     skipped = f" ({data['skipped']} could not be read)" if data["skipped"] else ""
     threads = f"{results['threads']} thread{'' if results['threads'] == 1 else 's'}"
-    return f"{images}{skipped}, figures in percent; {results['device']}, {threads}; {results['machine']}"
+    where = f"{results['device']}, {threads}; {results['machine']}"
+    return f"{images}{skipped}, {in_percent(quality_columns(results))}; {where}"
 
 
 def notes(results: Results) -> list[str]:
     """What has to be known to read the figures."""
     runs = results["runs"]
     found = [
-        f"Times are medians of {runs} runs of the network alone, in turns with the others; p10 to p90 is their spread. "
+        f"Times are medians of {runs} runs of the network alone, in turns with the others; "
+        "p10 to p90 is their spread. "
         "Memory is what the network and one prediction add to a process of its own."
     ]
     if decoded := [network["name"] for network in results["networks"] if network["decoded"]]:
-        found.append(f"The times of {', '.join(decoded)} have the decoding in them, which is part of the file.")
-    if _any(results, "det"):
-        where = (
-            "the confidence at which the network's F1 is highest; it was chosen on these same images"
-            if results["confidence"] is None
-            else f"a confidence of {results['confidence']:g}"
+        found.append(
+            f"The times of {', '.join(decoded)} have the decoding in them, which is part of the file."
         )
-        found.append(f"Precision, recall and F1: boxes matched at IoU {results['iou']:g}, at {where}.")
-    return found
+    return found + list(results["notes"])
 
 
 def csv_text(results: Results) -> str:
-    """A line a network: the columns, then every figure by class as "IoU/car". Numbers in full, an empty cell where none is."""
+    """A line a network: the columns, then every figure by class as "IoU/car". Numbers in full, an empty cell
+    where none is."""
     keys = ["network", "path", "kind", "weights", "input"]
     keys += [column.key for column in (*cost_columns(results), *quality_columns(results))]
     lines = [{key: row[key] for key in keys} for row in rows(results)]
@@ -185,7 +211,11 @@ def csv_text(results: Results) -> str:
 
 def _inert(value: Any) -> Any:
     """A text that a spreadsheet would take for a formula, with the apostrophe that makes it a text there."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -1,4 +1,5 @@
-"""A comparison as one HTML page that needs nothing else: styles, plots and pictures are in it, and nothing is loaded."""
+"""A comparison as one HTML page that needs nothing else: styles, plots and pictures are in it, and nothing is
+loaded."""
 
 from __future__ import annotations
 
@@ -12,8 +13,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .comparison import Row, class_tables, cost_columns, notes, pareto, quality_columns, rows, summary
-from .pictures import palette
+from .colours import is_background, palette
+from .comparison import (
+    Row,
+    class_tables,
+    cost_columns,
+    notes,
+    pareto,
+    plotted_columns,
+    quality_columns,
+    rows,
+    summary,
+)
 from .plot import Point, scatter
 from .tables import Column
 
@@ -28,12 +39,22 @@ def page(results: Mapping[str, Any], pictures: Mapping[str, Any] | None = None) 
     """results: of ``engine.compare.compare``; pictures: of its ``drawn``. Every text in them is escaped."""
     lines = rows(results)
     sections = [
-        _section("Summary", _summary_table(results, lines), "Click a heading to sort by it. The best figure of a column is bold."),
-        _section("Accuracy against cost", _plots(lines), "Filled dots on the line: no other network is both cheaper and better."),
+        _section(
+            "Summary",
+            _summary_table(results, lines),
+            "Click a heading to sort by it. The best figure of a column is bold.",
+        ),
+        _section(
+            "Accuracy against cost",
+            _plots(lines, plotted_columns(results)),
+            "Filled dots on the line: no other network is both cheaper and better.",
+        ),
         _section("By class, in percent", _class_tables(results)),
     ]
     if pictures and pictures["rows"]:
-        sections.append(_section("Pictures", _pictures(pictures), f"Boxes with a score above {pictures['score']:g}."))
+        sections.append(
+            _section("Pictures", _pictures(pictures), f"Boxes with a score above {pictures['score']:g}.")
+        )
     sections.append(_section("How this was measured", _method(results)))
     parts = {
         "POLICY": escape(POLICY),
@@ -52,14 +73,21 @@ def _section(title: str, body: str, lead: str = "") -> str:
 
 
 def _summary_table(results: Mapping[str, Any], lines: Sequence[Row]) -> str:
-    columns = [c for c in (*cost_columns(results), *quality_columns(results)) if any(line[c.key] is not None for line in lines)]
+    columns = [
+        c
+        for c in (*cost_columns(results), *quality_columns(results))
+        if any(line[c.key] is not None for line in lines)
+    ]
     best = {c.key: _best([line[c.key] for line in lines], c.better) for c in columns}
     head = "".join(_heading(c.heading, c.hint) for c in columns)
     body = "".join(
-        f'<tr><th scope="row">{escape(line["network"])}</th>{"".join(_cell(line[c.key], c, best[c.key]) for c in columns)}</tr>'
-        for line in lines
+        _row(line["network"], "".join(_cell(line[c.key], c, best[c.key]) for c in columns)) for line in lines
     )
     return _table("summary", _heading("network", "") + head, body)
+
+
+def _row(name: str, cells: str) -> str:
+    return f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
 
 
 def _heading(text: str, hint: str) -> str:
@@ -70,7 +98,9 @@ def _heading(text: str, hint: str) -> str:
 def _cell(value: float | None, column: Column, best: float | None) -> str:
     if value is None:
         return "<td>-</td>"
-    text, shown = (None if v is None else f"{v:.{column.digits}f}" for v in (value, best))  # what reads the same is as good
+    text, shown = (
+        None if v is None else f"{v:.{column.digits}f}" for v in (value, best)
+    )  # what reads the same is as good
     return f'<td data-value="{value!r}">{f"<b>{text}</b>" if text == shown else text}</td>'
 
 
@@ -88,23 +118,23 @@ def _table(name: str, head: str, body: str) -> str:
     )
 
 
-def _plots(lines: Sequence[Row]) -> str:
+def _plots(lines: Sequence[Row], figures: Sequence[Column]) -> str:
+    """Every main metric against every cost, where a network has both."""
     found = []
-    for figure in ("mIoU", "mAP"):
+    for figure in figures:
         for key, label in PLOTTED:
-            shown = [line for line in lines if line[figure] is not None and line[key] is not None]
-            if not shown:
-                continue
-            front = pareto([(line[key], line[figure]) for line in shown])
-            points = [
-                Point(
-                    line["network"], line[key], line[figure], *((line["ms_p10"], line["ms_p90"]) if key == "ms" else (None, None)),
-                    front=i in front,
-                )
-                for i, line in enumerate(shown)
-            ]  # fmt: skip
-            found.append(scatter(points, label, f"{figure}, percent"))
+            if shown := [line for line in lines if line[figure.key] is not None and line[key] is not None]:
+                found.append(scatter(_points(shown, key, figure.key), label, f"{figure.heading}, percent"))
     return f'<div class="plots">{"".join(found)}</div>' if found else ""
+
+
+def _points(lines: Sequence[Row], cost: str, figure: str) -> list[Point]:
+    front = pareto([(line[cost], line[figure]) for line in lines])
+    spread = ("ms_p10", "ms_p90") if cost == "ms" else ()
+    return [
+        Point(line["network"], line[cost], line[figure], *(line[key] for key in spread), front=i in front)
+        for i, line in enumerate(lines)
+    ]
 
 
 def _class_tables(results: Mapping[str, Any]) -> str:
@@ -114,7 +144,7 @@ def _class_tables(results: Mapping[str, Any]) -> str:
     for number, part in enumerate(class_tables(results)):
         head = _heading(f"{part.heading}", "") + "".join(_heading(name, "") for name in names)
         body = "".join(
-            f'<tr><th scope="row">{escape(name)}</th>{"".join(_cell(v, plain, _best(values, 1)) for v in values)}</tr>'
+            _row(name, "".join(_cell(v, plain, _best(values, 1)) for v in values))
             for name, values in part.rows
         )
         parts.append(_table(f"classes-{number}", head, body))
@@ -125,21 +155,25 @@ def _class_tables(results: Mapping[str, Any]) -> str:
 def _pictures(pictures: Mapping[str, Any]) -> str:
     parts = [_legend(pictures["classes"])]
     for name, row in pictures["rows"]:
-        figures = "".join(_figure(panel, who, f"{name}, {who}") for who, panel in zip(pictures["columns"], row, strict=True))
+        figures = "".join(
+            _figure(panel, who, f"{name}, {who}") for who, panel in zip(pictures["columns"], row, strict=True)
+        )
         parts.append(f'<h3>{escape(name)}</h3><div class="pictures">{figures}</div>')
     return "".join(parts)
 
 
-def _figure(panel: np.ndarray, caption: str, said: str) -> str:
+def _figure(panel: np.ndarray, caption: str, description: str) -> str:
     height, width = panel.shape[:2]
-    image = f'<img src="{_data(panel)}" width="{width}" height="{height}" alt="{escape(said)}">'
+    image = f'<img src="{_data(panel)}" width="{width}" height="{height}" alt="{escape(description)}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _legend(classes: Mapping[str, Sequence[str]]) -> str:
     """As the pictures have it: the background is in no colour."""
-    colours = {name: colour for name, colour in palette(classes).items() if name.lower() != "background"}
-    entries = (f'<li><i style="background:rgb{colour}"></i>{escape(name)}</li>' for name, colour in colours.items())
+    colours = {name: colour for name, colour in palette(classes).items() if not is_background(name)}
+    entries = (
+        f'<li><i style="background:rgb{colour}"></i>{escape(name)}</li>' for name, colour in colours.items()
+    )
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
@@ -151,20 +185,23 @@ def _data(panel: np.ndarray) -> str:
 
 
 def _method(results: Mapping[str, Any]) -> str:
+    threads = "CPU thread" if results["threads"] == 1 else "CPU threads"
     facts = {
         "date": results["date"],
         "machine": results["machine"],
-        "device": f"{results['device']}, {results['threads']} CPU thread{'' if results['threads'] == 1 else 's'}",
+        "device": f"{results['device']}, {results['threads']} {threads}",
         "software": ", ".join(f"{name} {version}" for name, version in results["software"].items()),
-        "decoding": "; ".join(f"{task}: {_options(options)}" for task, options in results["decode"].items()) or "defaults",
+        "decoding": "; ".join(f"{task}: {_options(options)}" for task, options in results["decode"].items())
+        or "defaults",
     }
     facts |= {column.heading: column.hint for column in (*cost_columns(results), *quality_columns(results))}
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
     files = "".join(
-        f"<dt>{escape(line['network'])}</dt><dd>{escape(line['path'])} ({escape(_about(line))})</dd>" for line in rows(results)
+        f"<dt>{escape(line['network'])}</dt><dd>{escape(line['path'])} ({escape(_about(line))})</dd>"
+        for line in rows(results)
     )
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes(results))
-    parts = [said, f"<pre>{escape(results['command'])}</pre>", "<h3>Files</h3>", f"<dl>{files}</dl>"]
+    read_first = "".join(f"<p>{escape(note)}</p>" for note in notes(results))
+    parts = [read_first, f"<pre>{escape(results['command'])}</pre>", "<h3>Files</h3>", f"<dl>{files}</dl>"]
     return "".join([*parts, "<h3>Conditions and columns</h3>", f"<dl>{listed}</dl>"])
 
 

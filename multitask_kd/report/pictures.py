@@ -1,7 +1,7 @@
-"""Pictures of labels and predictions: masks and boxes over images, side by side, with a legend.
+"""Pictures of labels and predictions: layers over images, side by side, with a legend.
 
-Images are uint8 [H,W,3] RGB. ``class_names`` is everywhere what ``Layout.classes`` holds, names by task ("seg",
-"det"), or one list that serves both. A name has one colour in all pictures of one ``class_names``.
+Images are uint8 [H,W,3] RGB. ``class_names`` is everywhere the class names by task, in the order in which
+the tasks choose their colours, or one list. A name has one colour in all pictures of one ``class_names``.
 """
 
 from __future__ import annotations
@@ -17,81 +17,94 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..atomic import replacing
 from ..batch import IGNORE
+from .colours import GREY, INK, PAPER, ClassNames, Colour, is_background, palette, readable_on
+from .layers import BoxLayer, InsetLayer, Layer, MaskLayer, TextLayer
 
-ClassNames = Mapping[str, Sequence[str]] | Sequence[str]
-Colour = tuple[int, int, int]
+__all__ = ["inset_frames", "legend", "palette", "panel", "save_png", "side_by_side", "text_frames"]
 
 ALPHA = 0.5  # of the mask over the image
-BACKGROUND = "background"  # a class of this name is left uncoloured
-INK, PAPER, DARK = (30, 30, 30), (255, 255, 255), (45, 45, 48)
+DARK = (45, 45, 48)
 HATCH = (235, 235, 235)  # stripes over pixels that do not count
 FONT_SIZE, LABEL_SIZE = 13, 11
 MARGIN = 8
 LONGEST = 16384  # pixels of a panel's side; JPEG ends at 65500
+LINE = 0.004  # width of the outline of a mask over another mask, in widths of the picture
+STRIPE = 0.03  # likewise from one stripe of such a mask to the next
+INSET, GAP = 0.32, 4  # width of an inset in widths of the picture; pixels around it
 
-# Okabe and Ito's colours, told apart with any colour vision; the palette continues them. Their orange is left out:
-# over a photograph, at half strength, it reads as their yellow.
-OKABE_ITO = ((86, 180, 233), (213, 94, 0), (0, 158, 115), (240, 228, 66), (0, 114, 178), (204, 121, 167))
-# Linear RGB as seen with protanopia and deuteranopia: Machado, Oliveira and Fernandes 2009, severity 1.
-PROTANOPIA = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
-DEUTERANOPIA = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881))
+Frame = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the picture
 
 
 def panel(
     image: np.ndarray,
+    layers: Sequence[Layer] = (),
     *,
-    mask: Any = None,
-    boxes: Any = None,
-    classes: Any = None,
-    scores: Any = None,
     class_names: ClassNames,
     title: str = "",
+    missing: str = "",
     alpha: float = ALPHA,
     min_width: int = 320,
     max_width: int = 640,
 ) -> np.ndarray:
-    """One image with its mask and boxes drawn over it.
+    """One image with layers drawn over it: masks in their order, then boxes, insets and texts.
 
-    image: uint8 [H,W,3]. mask: integers [H,W], IGNORE is hatched. boxes: [M,4] x1,y1,x2,y2 in pixels of ``image``, with
-    ``classes`` [M] and, of predictions, ``scores`` [M]. None: not labelled, which a corner of the picture then says.
-    alpha: how much the mask hides of the image, 0 to 1.
+    The first mask is filled, and hatched where it is IGNORE. A further one is outlined and striped, so that
+    what lies below it can be seen, while thin regions (lanes) are full; where it is IGNORE, nothing is drawn.
     The image is brought to a width of ``min_width`` to ``max_width`` pixels before anything is written on it,
     less where a side would be longer than LONGEST.
-    Returns uint8 [H',W',3]; a title adds a strip above. Raises ValueError on other shapes or an unknown class.
+
+    Args:
+        image: uint8 [H,W,3].
+        layers: masks have the size of the image, boxes are in its pixels.
+        class_names: decides the colours, see ``palette``; a class of a layer that is not in it is grey.
+        title: stands in a strip above the image.
+        missing: written in the lower left corner: what is not labelled here, e.g. "no boxes".
+        alpha: how much a mask hides of the image, 0 to 1.
+
+    Returns: uint8 [H',W',3].
+    Raises: ValueError for other shapes, or a class that is not among a layer's names.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be uint8 [H,W,3], not {image.dtype} {list(image.shape)}")
-    tasks, colours = _by_task(class_names), palette(class_names)
+    colours = palette(class_names)
     height, width = image.shape[:2]
     scale = min(float(np.clip(width, min_width, max_width)) / width, LONGEST / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     canvas = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA)
-    if mask is not None:
-        mask = np.asarray(mask)
-        if mask.shape != image.shape[:2]:
-            raise ValueError(f"mask {list(mask.shape)} does not fit the image {list(image.shape)}")
-        enlarged = cv2.resize(mask.astype(np.uint16), size, interpolation=cv2.INTER_NEAREST)
-        canvas = _overlay(canvas, enlarged, tasks.get("seg", ()), colours, alpha)
-    picture = Image.fromarray(canvas)
-    if boxes is not None:
-        _draw_boxes(picture, np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale, classes, scores, tasks, colours)
-    if missing := _missing(mask, boxes, tasks):
-        _tag(ImageDraw.Draw(picture), (4, size[1] - LABEL_SIZE - 11), missing, DARK)
+    picture = Image.fromarray(_with_masks(canvas, image.shape[:2], _of(layers, MaskLayer), colours, alpha))
+    taken: list[Frame] = []
+    for boxes in _of(layers, BoxLayer):
+        _draw_boxes(picture, boxes, scale, colours, taken)
+    insets, texts = _of(layers, InsetLayer), _of(layers, TextLayer)
+    for inset, frame in zip(insets, inset_frames(insets, size), strict=True):
+        _draw_inset(picture, inset, frame)
+    for text, frame in zip(texts, text_frames(texts, size), strict=True):
+        _tag(ImageDraw.Draw(picture), frame[:2], _fit(text.text, _font(LABEL_SIZE), size[0] - 14), DARK)
+    if missing:
+        text = _fit(missing, _font(LABEL_SIZE), size[0] - 14)
+        _tag(ImageDraw.Draw(picture), (4, size[1] - LABEL_SIZE - 11), text, DARK)
     if title:
         picture = _stack([_strip(title, picture.width), picture])
     return np.array(picture)
 
 
 def side_by_side(
-    rows: Sequence[Sequence[np.ndarray]], column_titles: Sequence[str], *, class_names: ClassNames | None = None
+    rows: Sequence[Sequence[np.ndarray]],
+    column_titles: Sequence[str],
+    *,
+    class_names: ClassNames | None = None,
+    hatched: bool = False,
 ) -> np.ndarray:
     """Panels in a grid, e.g. a row an image and the columns truth, teacher, student.
 
-    class_names: adds a legend of these underneath. Panels may differ in size. Returns uint8 [H,W,3].
+    class_names, hatched: add a legend underneath, see ``legend``. Panels may differ in size.
+    Returns uint8 [H,W,3].
     Raises ValueError when a row has not one panel for each title.
     """
     if not rows or any(len(row) != len(column_titles) for row in rows):
-        raise ValueError(f"{len(column_titles)} titles need rows of as many panels, not {[len(r) for r in rows]}")
+        raise ValueError(
+            f"{len(column_titles)} titles need rows of as many panels, not {[len(r) for r in rows]}"
+        )
     widths = [max(row[c].shape[1] for row in rows) for c in range(len(column_titles))]
     total = sum(widths) + MARGIN * (len(widths) + 1)
     titles = Image.new("RGB", (total, FONT_SIZE + 8), PAPER)
@@ -108,18 +121,27 @@ def side_by_side(
             strip.paste(Image.fromarray(row[c]), (left, 0))
         left += width + MARGIN
     if class_names is not None:
-        strips.append(Image.fromarray(legend(class_names, total)))
+        strips.append(Image.fromarray(legend(class_names, total, hatched=hatched)))
     return np.array(_stack(strips))
 
 
-def legend(class_names: ClassNames, width: int = 640) -> np.ndarray:
-    """Every class name beside its colour, in columns. Returns uint8 [H,width,3]."""
+def legend(class_names: ClassNames, width: int = 640, *, hatched: bool = False) -> np.ndarray:
+    """Every class name beside its colour, in columns. Returns uint8 [H,width,3].
+
+    hatched: whether masks are drawn, whose hatching then stands beside "not counted".
+    """
     font, swatch, line = _font(FONT_SIZE), FONT_SIZE, FONT_SIZE + 7
-    entries = [(name, _swatch(colour, swatch)) for name, colour in palette(class_names).items() if not _hidden(name)]
-    if "seg" in _by_task(class_names):
+    entries = [
+        (name, _swatch(colour, swatch))
+        for name, colour in palette(class_names).items()
+        if not is_background(name)
+    ]
+    if hatched:
         entries.append(("not counted", _hatched_swatch(swatch)))
     room = max(width - 2 * MARGIN, 1)
-    column = min(room, int(max((font.getlength(name) for name, _ in entries), default=0)) + swatch + 6 + 2 * MARGIN)
+    column = min(
+        room, int(max((font.getlength(name) for name, _ in entries), default=0)) + swatch + 6 + 2 * MARGIN
+    )
     columns = max(1, room // column)
     picture = Image.new("RGB", (width, -(-len(entries) // columns) * line + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -139,84 +161,77 @@ def save_png(path: str | Path, array: np.ndarray) -> None:
         Image.fromarray(array).save(file, format="PNG")
 
 
-def palette(class_names: ClassNames) -> dict[str, Colour]:
-    """A colour for each name, in the order in which segmentation, then detection, first has it."""
-    names = list(dict.fromkeys(name for task in _by_task(class_names).values() for name in task))
-    shown = [name for name in names if not _hidden(name)]
-    colours = dict(zip(shown, separated_colours(len(shown)), strict=True))
-    return {name: colours.get(name, (128, 128, 128)) for name in names}
+def inset_frames(insets: Sequence[InsetLayer], size: tuple[int, int]) -> list[Frame]:
+    """Where insets lie in a picture of ``size`` (width, height).
 
-
-@lru_cache(maxsize=8)
-def separated_colours(count: int) -> tuple[Colour, ...]:
-    """``count`` colours, each as far as can be from those before it, to normal vision and to two colour blindnesses.
-
-    The first colours do not depend on ``count``.
+    Side by side, the first in the lower right corner; what has no room there stands in a row above.
     """
-    levels = np.arange(0, 256, 36)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _lab(grid / 255)
-    # Neither near black or white, where a mask reads as shadow or glare, nor near grey.
-    grid = grid[(lab[:, 0] > 34) & (lab[:, 0] < 92) & (np.hypot(lab[:, 1], lab[:, 2]) > 25)]
-    seen, chosen = _as_seen(grid), list(OKABE_ITO[:count])
-    nearest = np.full(len(grid), np.inf)
-    for colour in chosen:
-        nearest = np.minimum(nearest, _difference(seen, _as_seen(np.array([colour]))))
-    while len(chosen) < min(count, len(OKABE_ITO) + len(grid)):
-        best = int(nearest.argmax())
-        chosen.append(tuple(int(v) for v in grid[best]))
-        nearest = np.minimum(nearest, _difference(seen, seen[:, best : best + 1]))
-        nearest[best] = -1  # even where two colours look the same to someone, none is given twice
-    return tuple(chosen[i % len(chosen)] for i in range(count))
+    width = max(1, round(INSET * size[0]))
+    found, right, bottom, row = [], size[0] - GAP, size[1] - GAP, 0
+    for inset in insets:
+        height, own = inset.picture.shape[:2]
+        shrink = min(width / own, size[1] / 2 / height)
+        wide, high = max(1, round(own * shrink)), max(1, round(height * shrink))
+        if right - wide < 0 and row:
+            right, bottom, row = size[0] - GAP, bottom - row - GAP, 0
+        found.append((right - wide, bottom - high, right, bottom))
+        right, row = right - wide - GAP, max(row, high)
+    return found
 
 
-def _lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB [N,3] in [0,1] -> CIELAB [N,3]."""
-    return cv2.cvtColor(rgb.astype(np.float32)[None], cv2.COLOR_RGB2LAB)[0]
+def text_frames(texts: Sequence[TextLayer], size: tuple[int, int]) -> list[Frame]:
+    """Where texts stand in a picture of ``size`` (width, height): in the upper left corner, one a line."""
+    sizes = [_tag_size(_fit(text.text, _font(LABEL_SIZE), size[0] - 14)) for text in texts]
+    return [
+        (4, 4 + i * (high + 1), 4 + wide, 4 + i * (high + 1) + high) for i, (wide, high) in enumerate(sizes)
+    ]
 
 
-def _as_seen(rgb: np.ndarray) -> np.ndarray:
-    """Colours [N,3] in 0..255 -> CIELAB [3,N,3] with normal vision, protanopia and deuteranopia."""
-    srgb = rgb / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    views = [_lab(srgb)]
-    for matrix in (PROTANOPIA, DEUTERANOPIA):
-        shifted = np.clip(linear @ np.array(matrix).T, 0, 1)
-        views.append(_lab(np.where(shifted <= 0.0031308, shifted * 12.92, 1.055 * shifted ** (1 / 2.4) - 0.055)))
-    return np.stack(views)
+def _of(layers: Sequence[Layer], form: type) -> list[Any]:
+    return [layer for layer in layers if isinstance(layer, form)]
 
 
-def _difference(some: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """[3,N,3] against [3,1,3]: how far apart the colours [N] are, half for most viewers, half for the worst off."""
-    distances = np.linalg.norm(some - one, axis=-1)
-    return (distances[0] + distances.min(axis=0)) / 2
+def _with_masks(
+    canvas: np.ndarray,
+    shape: tuple[int, int],
+    layers: Sequence[MaskLayer],
+    colours: Mapping[str, Colour],
+    alpha: float,
+) -> np.ndarray:
+    """``canvas`` [H',W',3] under masks of ``shape`` (h, w)."""
+    for number, layer in enumerate(layers):
+        mask = np.asarray(layer.mask)
+        if mask.shape != shape:
+            raise ValueError(f"mask {list(mask.shape)} does not fit the image {list(shape)}")
+        mask = cv2.resize(mask.astype(np.uint16), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        canvas = (_striped if number else _filled)(canvas, mask, layer.names, colours, alpha)
+    return canvas
 
 
-def _by_task(class_names: ClassNames) -> dict[str, Sequence[str]]:
-    if isinstance(class_names, Mapping):
-        return dict(sorted(class_names.items(), key=lambda item: item[0] != "seg"))
-    return {"seg": class_names, "det": class_names}
+def _colour_table(
+    mask: np.ndarray, names: Sequence[str], colours: Mapping[str, Colour]
+) -> tuple[np.ndarray, np.ndarray]:
+    """By value of the mask: its colour uint8 [N,3], and whether it has one, bool [N].
 
-
-def _hidden(name: str) -> bool:
-    return name.lower() == BACKGROUND
-
-
-def _missing(mask: Any, boxes: Any, tasks: Mapping[str, Any]) -> str:
-    absent = [word for word, labels, task in (("mask", mask, "seg"), ("boxes", boxes, "det")) if task in tasks and labels is None]
-    if mask is None and boxes is None:
-        return "no labels"
-    return f"no {absent[0]}" if absent else ""
-
-
-def _overlay(canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours: Mapping[str, Colour], alpha: float) -> np.ndarray:
-    ignored = mask == IGNORE
-    if (wrong := mask[~ignored]).size and wrong.max() >= len(names):
-        raise ValueError(f"mask holds class {wrong.max()}; there are {len(names)} classes and IGNORE is {IGNORE}")
+    Raises ValueError for a class without a name.
+    """
+    if (wrong := mask[mask != IGNORE]).size and wrong.max() >= len(names):
+        raise ValueError(
+            f"mask holds class {wrong.max()}; there are {len(names)} classes and IGNORE is {IGNORE}"
+        )
     table = np.zeros((max(len(names), IGNORE + 1), 3), dtype=np.uint8)
     shown = np.zeros(len(table), dtype=bool)
     for i, name in enumerate(names):
-        table[i], shown[i] = colours[name], not _hidden(name)
+        table[i], shown[i] = colours.get(name, GREY), not is_background(name)
+    return table, shown
+
+
+def _filled(
+    canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours: Mapping[str, Colour], alpha: float
+) -> np.ndarray:
+    """The first mask: full, with dark edges, and hatched where it does not count."""
+    table, shown = _colour_table(mask, names, colours)
+    ignored = mask == IGNORE
     blended = cv2.addWeighted(canvas, 1 - alpha, table[mask], alpha, 0)
     result = np.where(shown[mask][..., None], blended, canvas)
     edges = np.zeros(mask.shape, dtype=bool)
@@ -228,55 +243,89 @@ def _overlay(canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours
     return result
 
 
+def _striped(
+    canvas: np.ndarray, mask: np.ndarray, names: Sequence[str], colours: Mapping[str, Colour], alpha: float
+) -> np.ndarray:
+    """A mask over another: an outline inside each region, and stripes across it."""
+    table, shown = _colour_table(mask, names, colours)
+    height, width = mask.shape
+    drawn = shown[mask] & (mask != IGNORE)
+    line = max(2, round(LINE * width))
+    inner = np.zeros(mask.shape, dtype=np.uint8)
+    for value in np.unique(mask[drawn]):
+        inner |= cv2.erode((mask == value).astype(np.uint8), np.ones((2 * line + 1, 2 * line + 1), np.uint8))
+    step = max(8, round(STRIPE * width))
+    stripes = np.subtract.outer(np.arange(height), np.arange(width)) % step < line
+    full = drawn & ((inner == 0) | stripes)
+    strength = min(1.0, 1.6 * alpha)  # thin lines need more than a filled region
+    result = canvas.copy()
+    result[full] = ((1 - strength) * canvas[full] + strength * table[mask[full]]).astype(np.uint8)
+    return result
+
+
 def _stripes(height: int, width: int) -> np.ndarray:
     """Diagonal stripes [H,W]: true on 2 of 6 pixels."""
     return (np.add.outer(np.arange(height), np.arange(width)) % 6) < 2
 
 
-def _draw_boxes(
-    picture: Image.Image,
-    boxes: np.ndarray,
-    classes: Any,
-    scores: Any,
-    tasks: Mapping[str, Sequence[str]],
-    colours: Mapping[str, Colour],
-) -> None:
-    """Outlines first, then names, the best first: a name that would cover another moves, or gives way."""
-    if classes is None:
+def _checked(layer: BoxLayer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes float64 [M,4], classes int64 [M], and ranks [M] by which they are drawn. Raises ValueError."""
+    if layer.classes is None:
         raise ValueError("boxes need their classes")
-    classes = np.asarray(classes, dtype=np.int64).reshape(-1)
-    ranks = np.ones(len(boxes)) if scores is None else np.asarray(scores, dtype=np.float64).reshape(-1)
+    boxes = np.asarray(layer.boxes, dtype=np.float64).reshape(-1, 4)
+    classes = np.asarray(layer.classes, dtype=np.int64).reshape(-1)
+    ranks = (
+        np.ones(len(boxes))
+        if layer.scores is None
+        else np.asarray(layer.scores, dtype=np.float64).reshape(-1)
+    )
     if not len(boxes) == len(classes) == len(ranks):
         raise ValueError(f"{len(boxes)} boxes, {len(classes)} classes and {len(ranks)} scores")
-    names = tasks.get("det", ())
-    if len(classes) and (classes.min() < 0 or classes.max() >= len(names)):
-        raise ValueError(f"boxes hold classes {classes.min()}..{classes.max()}, outside 0..{len(names) - 1}")
+    if len(classes) and (classes.min() < 0 or classes.max() >= len(layer.names)):
+        raise ValueError(
+            f"boxes hold classes {classes.min()}..{classes.max()}, outside 0..{len(layer.names) - 1}"
+        )
+    return boxes, classes, ranks
+
+
+def _draw_boxes(
+    picture: Image.Image, layer: BoxLayer, scale: float, colours: Mapping[str, Colour], taken: list[Frame]
+) -> None:
+    """Outlines first, then names, the best first: a name that would cover another moves, or gives way.
+
+    taken: the frames of names so far; those written here are added.
+    """
+    boxes, classes, ranks = _checked(layer)
+    names = [layer.names[kind] for kind in classes]
     draw, order = ImageDraw.Draw(picture), np.argsort(-ranks, kind="stable")
     limit = np.array([picture.width, picture.height] * 2) - 1
     # An untrained model's boxes may be inside out or not finite; a picture must not end its training.
-    boxes = np.nan_to_num(boxes, nan=0)
-    boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1)
+    boxes = np.nan_to_num(boxes * scale, nan=0)
+    boxes = np.concatenate(
+        [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1
+    )
     corners = [tuple(box) for box in np.clip(boxes.round(), 0, limit).astype(int).tolist()]
     for i in order[::-1]:
         x1, y1, x2, y2 = corners[i]
-        colour = colours[names[classes[i]]]
-        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_readable_on(colour), width=4)
+        colour = colours.get(names[i], GREY)
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=readable_on(colour), width=4)
         draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-    taken: list[tuple[int, int, int, int]] = []
+    crowd = np.zeros(len(boxes), bool) if layer.crowd is None else np.asarray(layer.crowd, bool)
     for i in order:
-        name = names[classes[i]]
-        text = name if scores is None else f"{name} {ranks[i]:.2f}"
+        text = (
+            names[i] + (" (crowd)" if crowd[i] else "") + ("" if layer.scores is None else f" {ranks[i]:.2f}")
+        )
         place = _free_place(draw, text, corners[i], picture.size, taken)
         if place is not None:
-            taken.append(_tag(draw, place, text, colours[name]))
+            taken.append(_tag(draw, place, text, colours.get(names[i], GREY)))
 
 
 def _free_place(
     draw: ImageDraw.ImageDraw,
     text: str,
-    box: tuple[int, int, int, int],
+    box: Frame,
     size: tuple[int, int],
-    taken: Sequence[tuple[int, int, int, int]],
+    taken: Sequence[Frame],
 ) -> tuple[int, int] | None:
     """Where a name goes: above its box, below it or within it; None where all of these are taken."""
     width, height = _tag_size(text)
@@ -300,16 +349,23 @@ def _tag_size(text: str) -> tuple[int, int]:
     return int(np.ceil(_font(LABEL_SIZE).getlength(text))) + 6, LABEL_SIZE + 4
 
 
-def _tag(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: Colour) -> tuple[int, int, int, int]:
+def _tag(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: Colour) -> Frame:
     """Text on a coloured ground; returns the corners x1,y1,x2,y2 that it covers."""
     (x, y), (width, height) = place, _tag_size(text)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + 3, y + height / 2), text, _readable_on(colour), _font(LABEL_SIZE), anchor="lm")
+    draw.text((x + 3, y + height / 2), text, readable_on(colour), _font(LABEL_SIZE), anchor="lm")
     return x, y, x + width, y + height
 
 
-def _readable_on(colour: Colour) -> Colour:
-    return INK if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 120 else PAPER
+def _draw_inset(picture: Image.Image, inset: InsetLayer, frame: Frame) -> None:
+    """A small picture in a thin frame, its title in its upper left corner."""
+    x1, y1, x2, y2 = frame
+    small = cv2.resize(inset.picture, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA)
+    picture.paste(Image.fromarray(small), (x1, y1))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x1 - 1, y1 - 1, x2, y2), outline=PAPER)
+    if inset.title:
+        _tag(draw, (x1, y1), _fit(inset.title, _font(LABEL_SIZE), x2 - x1 - 6), DARK)
 
 
 def _strip(title: str, width: int) -> Image.Image:

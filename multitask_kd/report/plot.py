@@ -44,8 +44,8 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
             )
     for point, (x, y) in zip(points, places, strict=True):
         kind = "dot front" if point.front else "dot"
-        said = escape(f"{point.name}: {point.x:.4g}, {point.y:.1f}")
-        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{DOT}"><title>{said}</title></circle>')
+        label = escape(f"{point.name}: {point.x:.4g}, {point.y:.1f}")
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{DOT}"><title>{label}</title></circle>')
     spreads = [
         (across(p.low), up(p.y) - 2, across(p.high), up(p.y) + 2) for p in points if p.low is not None and p.high is not None
     ]

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 NUMERIC = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?%?( \+- \d[\d.]*)?|nan|[+-]?inf|-")
@@ -15,7 +16,8 @@ GAP = "  "
 
 @dataclass(frozen=True)
 class Column:
-    """key: in a row; heading: with its unit; digits: decimals shown; better: +1 more, -1 less, 0 neither; hint: what it is."""
+    """key: in a row; heading: with its unit; digits: decimals shown; better: +1 more, -1 less, 0 neither;
+    hint: what it is."""
 
     key: str
     heading: str
@@ -28,16 +30,21 @@ def table(
     rows: Sequence[Mapping[str, Any]],
     columns: Mapping[str, str],
     *,
-    digits: int = 1,
+    digits: int | Mapping[str, int] = 1,
     markdown: bool = False,
 ) -> str:
     """Rows under headings, without a final newline.
 
-    columns: from the key in a row to its heading, in the order to show. A key a row lacks is shown like None, as "-".
-    Floats have ``digits`` decimals, integers none. A column in which all values are numbers (or read like one, as
-    "56.3 +- 1.2" does) is aligned on the right. markdown: as a Markdown table.
+    A column in which all values are numbers (or read like one, as "56.3 +- 1.2" does) is aligned on the
+    right.
+
+    Args:
+        columns: from the key in a row to its heading, in the order to show. A key a row lacks is shown like
+            None, as "-". digits: decimals of floats, of all or by key (1 where the key is missing); integers
+            have none. markdown: as a Markdown table.
     """
-    cells = [[_text(row.get(key), digits) for key in columns] for row in rows]
+    decimals = dict.fromkeys(columns, digits) if isinstance(digits, int) else digits
+    cells = [[_text(row.get(key), decimals.get(key, 1)) for key in columns] for row in rows]
     headings = list(columns.values())
     if markdown:
         headings = [_escaped(h) for h in headings]
@@ -58,23 +65,45 @@ def table(
     return "\n".join(GAP.join(line).rstrip() for line in lines)
 
 
-def metrics_table(metrics: Mapping[str, Any], *, markdown: bool = False) -> str:
-    """The result of an evaluation: headline figures, then IoU and AP by class. All in percent.
+def metrics_table(metrics: Mapping[str, Any], tasks: Mapping[str, Any], *, markdown: bool = False) -> str:
+    """The result of an evaluation: the figures of each task, then those by class.
 
-    metrics: {"images": n, "seg": {"mIoU", "pixel_accuracy", "IoU": {class: value}}, "det": {"mAP", ..., "AR1", ...,
-    "AP": {class: value}}}; a task may be missing, and any figure None.
+    A task with the default name of its kind is called by its ``title``, any other by its name. Tasks with the
+    same columns are rows of one table; those of maps come first, as in pictures.
+
+    Args:
+        metrics: {"images": n, <task>: {key of a column: figure, key of ``by_class``: {class: figure}}};
+            a task may be missing, and any figure None.
+        tasks: by name; of each the attributes ``title``, ``columns``, ``row_titles`` (of the rows of
+            ``columns`` after the first), ``by_class``, ``is_map``, ``is_default`` and ``called`` of a ``Task``.
     """
+    ordered = sorted(tasks, key=lambda name: not tasks[name].is_map)
+    tasks = {name: tasks[name] for name in ordered if metrics.get(name)}
     parts = []
     if "images" in metrics:
-        parts.append(f"{metrics['images']} image{'' if metrics['images'] == 1 else 's'}, figures in percent")
-    parts += [table([row], columns, markdown=markdown) for row, columns in _headlines(metrics)]
-    ious, aps = (metrics.get(task, {}).get(key, {}) for task, key in (("seg", "IoU"), ("det", "AP")))
-    names = dict.fromkeys([*ious, *aps])
-    if names:
-        columns = {"class": "class"} | ({"iou": "IoU"} if ious else {}) | ({"ap": "AP"} if aps else {})
-        rows = [{"class": name, "iou": ious.get(name), "ap": aps.get(name)} for name in names]
-        parts.append(table(rows, columns, markdown=markdown))
+        count = metrics["images"]
+        parts.append(f"{count} image{'' if count == 1 else 's'}, {in_percent(_columns_of(tasks))}")
+    lines = _figure_lines(metrics, tasks)
+    width = max(
+        (len(title) for _, title, _ in lines), default=0
+    )  # so that figures of all tables stand under one another
+    for columns in dict.fromkeys(columns for columns, _, _ in lines):
+        rows = [{"": title.ljust(width), **row} for of, title, row in lines if of == columns]
+        headings = {"": ""} | {column.key: column.heading for column in columns}
+        parts.append(
+            table(rows, headings, digits={column.key: column.digits for column in columns}, markdown=markdown)
+        )
+    if by_class := _class_table(metrics, tasks, markdown=markdown):
+        parts.append(by_class)
     return "\n\n".join(parts)
+
+
+def in_percent(columns: Sequence[Column]) -> str:
+    """What the head of a table says of its figures; a heading with a unit in brackets, as in "RMSE (m)", is
+    its own."""
+    return "figures in percent" + (
+        ", where a heading names no unit" if any("(" in c.heading for c in columns) else ""
+    )
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -88,28 +117,48 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def spread_text(values: Sequence[float | None], digits: int = 1) -> str:
-    """ "56.3 +- 1.2": mean and sample standard deviation; only the mean of one value, "-" of none or where one was not measured."""
+    """ "56.3 +- 1.2": mean and sample standard deviation; only the mean of one value, "-" of none or where
+    one was not measured."""
     if len(values) == 0 or None in values:
         return "-"
     mean, spread = mean_and_spread(values)
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} +- {spread:.{digits}f}"
 
 
-def _headlines(metrics: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, str]]]:
-    """One-row tables: segmentation, then average precision and average recall."""
+def _columns_of(tasks: Mapping[str, Any]) -> list[Column]:
+    return [column for task in tasks.values() for columns in task.columns for column in columns]
+
+
+def _figure_lines(
+    metrics: Mapping[str, Any], tasks: Mapping[str, Any]
+) -> list[tuple[tuple[Column, ...], str, Mapping[str, Any]]]:
+    """(columns, title of the row, figures); a further row of a task that has none of its figures is left
+    out."""
     found = []
-    if seg := metrics.get("seg"):
-        found.append(({"": "segmentation", **seg}, {"": "", "mIoU": "mIoU", "pixel_accuracy": "pixel accuracy"}))
-    if det := metrics.get("det"):
-        sizes = ("small", "medium", "large")
-        precision = {key: key for key in ("mAP", "mAP50", "mAP75")} | {f"mAP_{s}": s for s in sizes}
-        recall = {key: key for key in ("AR1", "AR10", "AR100")} | {f"AR_{s}": s for s in sizes}
-        found.append(({"": "detection", **det}, {"": ""} | precision))
-        if any(key in det for key in recall):
-            found.append(({"": "recall", **det}, {"": ""} | recall))
-    # The same first column in all three, so that their figures stand under one another.
-    width = max((len(row[""]) for row, _ in found), default=0)
-    return [({**row, "": row[""].ljust(width)}, columns) for row, columns in found]
+    for name, task in tasks.items():
+        first, *others = task.columns
+        found.append((tuple(first), task.title if task.is_default else name, metrics[name]))
+        titles = [task.called(title) for title in task.row_titles]
+        for title, columns in zip_longest(titles, others, fillvalue=""):
+            if any(column.key in metrics[name] for column in columns):
+                found.append((tuple(columns), title, metrics[name]))
+    return found
+
+
+def _class_table(metrics: Mapping[str, Any], tasks: Mapping[str, Any], *, markdown: bool) -> str:
+    """One table of all figures by class; a class that several tasks have is one row. Empty where there is
+    none."""
+    figures = {
+        task.called(key): metrics[name][key]
+        for name, task in tasks.items()
+        for key in task.by_class
+        if metrics[name].get(key)
+    }
+    rows = [
+        {"class": name, **{heading: by_class.get(name) for heading, by_class in figures.items()}}
+        for name in dict.fromkeys(name for by_class in figures.values() for name in by_class)
+    ]
+    return table(rows, {key: key for key in ("class", *figures)}, markdown=markdown) if rows else ""
 
 
 def _text(value: Any, digits: int) -> str:

@@ -1,4 +1,7 @@
-"""Where teachers come from besides our checkpoints, one file each; a file here that registers a source is found by itself."""
+"""Sources of teachers other than checkpoints written by this package, one file each.
+
+A file here that registers a source is imported automatically.
+"""
 
 from __future__ import annotations
 

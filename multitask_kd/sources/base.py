@@ -1,4 +1,5 @@
-"""What a source of teachers gives: a network that says something of images, and what it knows of itself."""
+"""The interface of a teacher source: it loads a network, with the class names and input statistics that it
+knows."""
 
 from __future__ import annotations
 
@@ -19,17 +20,17 @@ State = dict[str, Any]  # a state dict
 class Source:
     """A way to load a network. A subclass is one file here, registered with ``@SOURCES.register("name")``.
 
-    Its keyword-only parameters are its options in YAML (``teacher.options``); a UserError of it begins with the key at fault
-    (``path``, ``options.factory``), without the section. Nothing that it opens may run code from the file, except where its
-    docstring says so and ``trust_pickle`` allows it.
+    Its keyword-only parameters are its options in YAML (``teacher.options``); a UserError that it raises
+    begins with the key at fault (``path``, ``options.factory``), without the section. It must not run code
+    from the file that it opens, except where its docstring documents that and ``trust_pickle`` allows it.
 
-    ``classes``: class names by task ("seg", "det"), where the file or the library knows them; the config's come before these.
-    ``mean``, ``std``: the input's, where known; None: the config's, or those of ImageNet.
-    All three are known after ``load``.
+    ``classes``: class names by kind of task ("semantic", "detection"), where the file or the library has
+    them; names in the config take precedence. ``mean``, ``std``: statistics of the input, where known; None:
+    those of the config, else of ImageNet. All three are final after ``load``.
     """
 
     reads_file: bool = True  # whether ``path`` is needed
-    optional_path: bool = False  # whether ``path`` may be given though it is not needed
+    optional_path: bool = False  # whether ``path`` may be given although it is not needed
     tappable: bool = True  # whether the modules inside can be tapped by forward hooks
     may_trust: bool = False  # whether ``trust_pickle`` changes anything
     normalises: bool = False  # whether the network normalises RGB in [0,1] itself, so that mean and std are not applied for it
@@ -42,9 +43,10 @@ class Source:
         self.std: Sequence[float] | None = None
 
     def load(self, device: torch.device) -> nn.Module:
-        """The network in eval on ``device``. Called with float images [B,3,h,w]; what it returns is read by ``teacher.outputs``.
+        """The network in eval mode on ``device``. It is called with float images [B,3,h,w];
+        ``teacher.outputs`` defines how its return value is read.
 
-        Raises UserError for a file that is not what it claims.
+        Raises UserError for a file that is not of the expected format.
         """
         raise NotImplementedError
 
@@ -58,10 +60,12 @@ def frozen(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 def in_batches(run: Callable[[Tensor], Any], images: Tensor, low: int, high: int) -> Any:
-    """``run(images)`` for a ``run`` that takes only ``low`` to ``high`` images: in slices, the last one filled up and cut.
+    """``run(images)`` for a ``run`` that takes only ``low`` to ``high`` images at once.
 
-    What ``run`` returns is a tensor, or a dict, list or tuple of such. A tensor whose first side is not the slice's number of
-    images must be the same for every slice (anchor points, strides). Raises UserError for one that is not.
+    The images are passed in slices; a slice that is too small is padded, and the outputs of the padding are
+    dropped. ``run`` returns a tensor, or a dict, list or tuple of tensors. A tensor whose first dimension is
+    not the slice's number of images must be equal for every slice (anchor points, strides). Raises UserError
+    for one that is not.
     """
     if low <= len(images) <= high:
         return run(images)
@@ -86,6 +90,6 @@ def _joined(outputs: Sequence[Any], kept: Sequence[int], ran: Sequence[int]) -> 
     if all(out.shape == first.shape and torch.equal(out, first) for out in outputs[1:]):
         return first
     raise UserError(
-        f"path: the network takes at most {max(ran)} images at once, and an output of shape {list(first.shape)} has no side for "
-        "them, so that those of more images cannot be put together; export it with a batch of free size"
+        f"path: the network takes at most {max(ran)} images at once, and an output of shape {list(first.shape)} has no "
+        "dimension for them, so that the outputs of more images cannot be joined; export it with a batch of free size"
     )

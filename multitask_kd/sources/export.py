@@ -25,11 +25,12 @@ class Export(Source):
 
     torch.export.load unpickles sample inputs, constants and some weights without restriction, evaluates expressions and
     function names of the program as Python, and loads compiled libraries. Where ``trust_pickle`` is false none of that happens:
-    pickles are read as plain data and written anew, the program must consist of torch's own operators, names and size
-    expressions alone, and only what passed is given to torch. What does not pass is refused.
+    pickles are read as plain data and written again, the program may consist only of torch's own operators,
+    names and size expressions, and only content that passed these checks is given to torch. Anything else is
+    refused.
 
-    A program with a fixed batch runs slice by slice, the last slice filled up; one with a fixed height and width needs images of
-    that size.
+    A program with a fixed batch runs slice by slice, the last slice padded; one with a fixed height and width
+    needs images of that size.
     """
 
     tappable = False
@@ -42,7 +43,10 @@ class Export(Source):
 
 
 def open_program(path: str, device: torch.device, trust_pickle: bool) -> Any:
-    """The ExportedProgram in a file, on ``device``. Raises UserError for one that torch would run code from, unless trusted."""
+    """The ExportedProgram in a file, on ``device``.
+
+    Raises UserError for a file from which torch would run code, unless ``trust_pickle`` allows it.
+    """
     content = path if trust_pickle else _archive(path)
     with _readable(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -77,7 +81,7 @@ def _moved(program: Any, device: torch.device) -> Any:
 
 
 class _Program(nn.Module):
-    """An exported program as a module in eval: it has no train mode, and its weights do not learn."""
+    """An exported program as a module in eval mode: it has no train mode, and its weights are frozen."""
 
     def __init__(self, program: Any, path: str):
         super().__init__()
@@ -142,7 +146,7 @@ def _limits(batch: Any, ranges: Mapping[Any, Any]) -> tuple[int, int]:
     return max(low, 1), max(min(high, 2**31), 1)
 
 
-# --- what is let through of a file that is not trusted
+# --- what is accepted from a file that is not trusted
 
 _OPERATOR = re.compile(
     r"torch\.ops\.(?:aten|prims|torchvision|quantized_decomposed)\."
@@ -163,7 +167,7 @@ _FUNCTIONS = {
     "GreaterThan", "StrictGreaterThan", "LessThan", "StrictLessThan", "And", "Or", "Not", "Piecewise", "ExprCondPair", "Abs",
     "floor", "ceiling",
 }  # fmt: skip
-_WORDS = {"positive", "negative", "nonnegative", "nonzero", "integer", "real", "finite", "extended_real", "precision", "evaluate"}
+_KEYWORDS = {"positive", "negative", "nonnegative", "nonzero", "integer", "real", "finite", "extended_real", "precision", "evaluate"}
 _TREES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
@@ -172,7 +176,8 @@ class _Refused(Exception):
 
 
 def cleaned(path: str) -> dict[str, bytes]:
-    """The members of a .pt2 that torch.export.load may be given, written anew where they were pickles. Raises UserError."""
+    """The members of a .pt2 that are safe for torch.export.load; pickles are read and written again. Raises
+    UserError."""
     members = files.repack(path)
     kept = {}
     try:
@@ -184,14 +189,14 @@ def cleaned(path: str) -> dict[str, bytes]:
             elif re.fullmatch(r"data/(?:weights|constants)/\w+_config\.json", name, re.ASCII):
                 kept[name] = _payload(json.loads(content), name.rpartition("/")[0], members)
             elif name.endswith(".pt"):
-                kept[name] = _anew(content, name)
+                kept[name] = _rewritten(content, name)
             elif name.startswith("data/aotinductor/"):
                 raise _Refused(f"compiled libraries ({name})")
             elif name.startswith(("data/weights/", "data/constants/")):
                 kept.setdefault(name, content)
-        for name, content in kept.items():  # those tensors that were pickled have no ending
+        for name, content in kept.items():  # pickled tensors have no file ending
             if re.fullmatch(r"data/(?:weights|constants)/\w+", name, re.ASCII) and _is_zip(content):
-                kept[name] = _anew(content, name)
+                kept[name] = _rewritten(content, name)
     except _Refused as refused:
         raise UserError(
             f"path: {path} holds {refused}, which torch would run as code; it was not opened. If you trust whoever made the "
@@ -206,8 +211,9 @@ def _is_zip(content: bytes) -> bool:
     return content[:4] == b"PK\x03\x04"
 
 
-def _anew(content: bytes, name: str) -> bytes:
-    """A pickle of torch.save read as plain data and written again: what torch then unpickles is ours."""
+def _rewritten(content: bytes, name: str) -> bytes:
+    """A pickle of torch.save, read as plain data and written again, so that torch unpickles only what was
+    written here."""
     if not content:
         return content
     try:
@@ -256,7 +262,7 @@ def _strings(node: Any, key: str = "") -> None:
                 _expression(name)
             elif not _PLAIN.fullmatch(name):
                 raise _Refused(f"the name {name[:80]!r}")
-            if name not in ("in_spec", "out_spec"):  # looked at before
+            if name not in ("in_spec", "out_spec"):  # _tree has checked these
                 _strings(value, name)
     elif isinstance(node, list):
         for value in node:
@@ -279,7 +285,7 @@ def _expression(text: str) -> None:
     rest = re.sub(r"'[a-z]\w*'|'-?[\d.]+(?:e[+-]?\d+)?'", "1", text, flags=re.ASCII)
     for word in re.finditer(r"[^\W\d]\w*(\s*\()?", rest, re.ASCII):
         name = word.group().rstrip("( \t\n")
-        known = name in _FUNCTIONS if word.group(1) else name in _WORDS | {"True", "False", "oo", "int_oo"}
+        known = name in _FUNCTIONS if word.group(1) else name in _KEYWORDS | {"True", "False", "oo", "int_oo"}
         if not (known or not word.group(1) and re.fullmatch(r"(?:s|u|zuf|zf|f|i)\d+|true|false", name)):
             raise _Refused(f"the expression '{text[:80]}'")
     if not re.fullmatch(r"[\w\s(),=+*/<>-]*(?:\d\.\d[\w\s(),=+*/<>-]*)*", rest, re.ASCII):
@@ -287,7 +293,7 @@ def _expression(text: str) -> None:
 
 
 def _tree(text: str) -> str:
-    """How inputs or outputs are nested: tuples, lists and dicts with plain keys."""
+    """How inputs or outputs are nested, checked: only tuples, lists and dicts with plain keys."""
     if not text:
         return text
     protocol, tree = json.loads(text)

@@ -1,4 +1,5 @@
-"""What a file is, by its first bytes and its members; nothing here runs what is in it."""
+"""Recognise a file by its first bytes and its members, and read plain weights; nothing here runs code from a
+file."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def _kind_of_zip(path: Path) -> str:
 
 
 def expect(path: str | Path, *kinds: str, for_what: str) -> str:
-    """The kind of the file, one of ``kinds``. Raises UserError that says what the file seems to be and what to do."""
+    """The kind of the file, one of ``kinds``. Raises UserError with what the file seems to be and what to
+    do."""
     found = kind_of(path)
     if found not in kinds:
         seems, advice = KINDS[found]
@@ -116,13 +118,16 @@ def expect(path: str | Path, *kinds: str, for_what: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters."""
+    """An error's type and the first line of its message, cut to 300 characters."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
 
 
 def plain(path: str) -> Any:
-    """What torch.save or safetensors wrote, on the CPU, as plain data: code in it is refused, never run. Raises UserError."""
+    """Read a file of torch.save or safetensors on the CPU as plain data: code in it is refused, never run.
+
+    Raises UserError.
+    """
     kind = expect(path, "torch", "legacy", "safetensors", for_what="file of weights")
     if kind == "torch":
         with zipfile.ZipFile(path) as archive:
@@ -132,7 +137,7 @@ def plain(path: str) -> Any:
             from safetensors.torch import load_file  # comes with segmentation-models-pytorch
 
             return load_file(path)
-        with open(path, "rb") as file:  # of a path torch would look at the name
+        with open(path, "rb") as file:  # given a path, torch would look at the file's name
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own advice is to run the code
         raise UserError(
@@ -144,12 +149,12 @@ def plain(path: str) -> Any:
         raise UserError(f"path: {path} cannot be read ({first_line(error)}); it is damaged or truncated: copy it again") from None
 
 
-# Where state dicts lie in files of training programs; of several the first is taken.
+# Keys under which training programs store state dicts; the first one that is there is used.
 USUAL = (
     "state_dict", "model_state_dict", "model", "ema", "model_ema", "state_dict_ema", "ema_state_dict", "net", "network",
     "module", "weights", "params_ema", "params",
 )  # fmt: skip
-PREFIXES = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and wrappers put before the names
+PREFIXES = ("module.", "_orig_mod.", "model.")  # which DataParallel, torch.compile and others add
 
 
 def _is_state(content: Any) -> bool:
@@ -161,7 +166,11 @@ def _is_state(content: Any) -> bool:
 
 
 def find_state(content: Any, path: str, key: str | None = None) -> State:
-    """The state dict in what a file holds, at ``key`` (``a.b`` is b in a) or at one of the usual keys. Raises UserError."""
+    """The state dict in the content of a file, at ``key`` (``a.b``: key b inside a) or at one of the usual
+    keys.
+
+    Raises UserError.
+    """
     if key is not None:
         found = at_key(content, path, key)
         if not _is_state(found):
@@ -174,7 +183,7 @@ def find_state(content: Any, path: str, key: str | None = None) -> State:
         if isinstance(inner, Mapping) and not _is_state(inner):
             inner = inner.get("state_dict")
         if _is_state(inner):
-            log.info("%s: the weights under '%s' are taken", path, name)
+            log.info("%s: the weights under '%s' are used", path, name)
             return dict(inner)
     raise UserError(f"path: no state dict was found in {path}, which holds {_described(content)}; give options.key")
 
@@ -200,7 +209,8 @@ def _described(content: Any) -> str:
 
 
 def load_state(net: nn.Module, state: State, path: str) -> None:
-    """Strict: every tensor with its shape, and finite; BatchNorm's counters may lack. Prefixes are cut where the names then fit.
+    """Load ``state`` strictly: every tensor must be there with its shape and be finite; only BatchNorm's
+    counters may be missing. ``PREFIXES`` are removed from the names where these then fit.
 
     Raises UserError that names the first tensor at fault, with the nearest name.
     """
@@ -227,16 +237,16 @@ def load_state(net: nn.Module, state: State, path: str) -> None:
             )
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"path: '{name}' in {path} holds values that are not finite; the network is of no use")
-    net.load_state_dict(state, strict=False)  # what may lack is checked above
+    net.load_state_dict(state, strict=False)  # missing tensors are checked above
 
 
 def _without_prefixes(state: State, own: State) -> State:
     best = state
     while True:
-        cut = next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None)
-        if cut is None:
+        prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None)
+        if prefix is None:
             return best
-        state = {k.removeprefix(cut): v for k, v in state.items()}
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
         if sum(k in own for k in state) > sum(k in own for k in best):
             best = state
 
@@ -258,10 +268,10 @@ def repack(path: str) -> dict[str, bytes]:
             _check_unpacked(path, archive)
             names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
             tops = {name.partition("/")[0] for name in names}
-            cut = len(f"{tops.pop()}/") if len(tops) == 1 else 0
+            skip = len(f"{tops.pop()}/") if len(tops) == 1 else 0
             if len(set(names)) != len(names):
                 raise UserError(f"path: {path} has members of the same name, which no exporter writes; it was tampered with")
-            return {name[cut:]: archive.read(name) for name in names}
+            return {name[skip:]: archive.read(name) for name in names}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise UserError(f"path: {path} is damaged ({first_line(error)}); copy it again") from None
 
@@ -277,7 +287,7 @@ def zipped(members: Mapping[str, bytes], top: str = "model/") -> io.BytesIO:
 
 
 def importable() -> None:
-    """Modules in the current directory can be imported, as under ``python -m``."""
+    """Make modules in the current directory importable, as under ``python -m``."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)

@@ -25,8 +25,9 @@ class Onnx(Source):
 
     No options. It runs in onnxruntime (``pip install 'multitask_kd[onnx]'``): on CUDA where that is the device and the
     installed onnxruntime has it, else on the CPU with torch's number of threads. Modules inside it cannot be tapped. A model
-    with a fixed batch runs slice by slice. Weights in files of their own must lie where the model says, beside it. Operators
-    that onnxruntime does not know are refused. Outputs: a dict of tensors by output name; of a model with one output, that tensor.
+    with a fixed batch runs slice by slice. Weights stored in separate files must lie beside the model, under
+    the names that it gives. Operators that onnxruntime does not know are refused. It returns a dict of
+    tensors by output name, or the tensor itself where the model has one output.
     """
 
     tappable = False

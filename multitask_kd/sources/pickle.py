@@ -1,4 +1,4 @@
-"""Whole modules, pickled. Loading one runs code, so it is done only where the user says so."""
+"""Whole modules, pickled. Loading one runs code, so the user must allow it with ``trust_pickle``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from .base import SOURCES, Source, frozen
 
 @SOURCES.register("pickle")
 class Pickle(Source):
-    """A module written whole by ``torch.save(model)``; its classes must be importable (the current directory is).
+    """A whole module written by ``torch.save(model)``; its classes must be importable, from the current
+    directory or a package.
 
     **Loading runs whatever code the file holds**, so ``trust_pickle: true`` is needed; without it the file is not opened.
-    key: where in the file the module lies (``ema``, ``model``: YOLOv5 and Ultralytics write such dicts); null: the file's
-    content itself, or what lies under ``ema`` or ``model``.
+    key: the key under which the file holds the module (``ema``, ``model``: YOLOv5 and Ultralytics write such
+    dicts); null: the module is the file's content itself, or stored under ``ema`` or ``model``.
 
     Half-precision weights become float32.
     """

@@ -29,13 +29,14 @@ class Smp(Source):
 
     Nothing in the file runs, and nothing is downloaded.
 
-    arch: Unet, FPN, DeepLabV3Plus ... as for ``smp.create_model``; a folder says itself.
-    encoder: as for ``smp.create_model`` (``resnet34``, ``tu-<timm name>``); a folder says itself.
-    classes: their number; null: read from the file.
-    arguments: further arguments of ``smp.create_model`` that the network was made with.
-    key: where in the file the state dict lies; null: found by itself.
+    arch: Unet, FPN, DeepLabV3Plus ... as for ``smp.create_model``; not needed for a folder, which names it.
+    encoder: as for ``smp.create_model`` (``resnet34``, ``tu-<timm name>``); not needed for a folder.
+    classes: number of classes; null: read from the file.
+    arguments: further arguments of ``smp.create_model`` with which the network was built.
+    key: the key under which the file holds the state dict; null: searched among the usual keys.
 
-    It gives the logits [B,classes,h,w], or a pair with the class head's where it has one.
+    It returns the logits [B,classes,h,w]; where the network has a class head, a pair of these and that head's
+    logits.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Smp(Source):
         return frozen(net, device)
 
     def _config(self, folder: Path) -> tuple[str, str, dict[str, Any]]:
-        """Architecture, encoder and arguments of a folder. Its config is checked: names could lead a library to a download."""
+        """Architecture, encoder and arguments of a folder. Names in its config are checked: a library could
+        download one."""
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise UserError(

@@ -19,12 +19,13 @@ class StateDict(Source):
     """A file of weights (torch.save of a state dict, or safetensors), and the function that builds the network for them.
 
     factory: ``package.module:function``, imported and called; the current directory can be imported from, as under
-    ``python -m``. That code, yours, runs; nothing in the file does.
+    ``python -m``. The factory's code runs; no code in the file does.
     arguments: keyword arguments of the factory.
-    key: where in the file the state dict lies (``ema``, ``trainer.model``); null: found by itself among the usual names.
+    key: the key under which the file holds the state dict (``ema``, ``trainer.model``); null: searched among
+    the usual keys.
 
-    The prefixes ``module.``, ``_orig_mod.`` and ``model.`` are cut from the names where that makes them fit. Every tensor must
-    then be there, with its shape.
+    The prefixes ``module.``, ``_orig_mod.`` and ``model.`` are removed from the names where that makes them
+    fit. Every tensor must then be there, with its shape.
     """
 
     def __init__(

@@ -30,8 +30,8 @@ class TorchScript(Source):
 
     def load(self, device: torch.device) -> nn.Module:
         files.expect(self.path, "torchscript", for_what="TorchScript archive")
-        # what was looked at is what is loaded: two readers of one zip may differ
-        content = self.path if self.trust_pickle else files.zipped(self._looked_at())
+        # load exactly the members that were checked: two readers of one zip may differ
+        content = self.path if self.trust_pickle else files.zipped(self._checked_members())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch deprecates the format, people have the files
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -44,7 +44,7 @@ class TorchScript(Source):
                 ) from None
         return frozen(net, device)
 
-    def _looked_at(self) -> dict[str, bytes]:
+    def _checked_members(self) -> dict[str, bytes]:
         members = files.repack(self.path)
         for name, content in members.items():
             if name.startswith("code/") and name.endswith(".py") and (found := _TOUCHES_FILES.search(content.decode("latin-1"))):

@@ -23,23 +23,26 @@ BACKGROUND = "__background__"
 
 @SOURCES.register("torchvision")
 class Torchvision(Source):
-    """A segmentation or detection network of torchvision, with weights from a state dict or, if you ask, torchvision's own.
+    """A segmentation or detection network of torchvision, with weights from a state dict or, on request,
+    torchvision's.
 
     Nothing in the file runs. Nothing is downloaded unless ``weights`` is given.
 
     model: its name in ``torchvision.models`` (``deeplabv3_resnet50``, ``fasterrcnn_resnet50_fpn_v2``).
     arguments: further arguments of its function (``min_size: 480``: detectors resize inside). ``num_classes``, which counts the
     background where there is one, is read from the file where it is not given.
-    weights: a name of torchvision's weights (``COCO_V1``, ``DEFAULT``); **torchvision downloads them** where it does not have them
-    yet, and the class names come with them. Without it, ``path`` is needed.
-    key: where in the file the state dict lies; null: found by itself.
-    background: whether index 0 of a detector's classes is the background (torchvision's own are so trained). Then labels are
-    shifted, so that 0 is the first real class. RetinaNet and FCOS can be trained without.
-    dense: of RetinaNet, FCOS and SSD, the scores of every anchor instead of the detections after NMS.
+    weights: a name of torchvision's weights (``COCO_V1``, ``DEFAULT``); **torchvision downloads them** where
+    it does not have them yet, and the class names come with them. Without it, ``path`` is needed.
+    key: the key under which the file holds the state dict; null: searched among the usual keys.
+    background: whether index 0 of a detector's classes is the background, as in torchvision's own weights;
+    labels are then shifted so that 0 is the first real class. RetinaNet and FCOS can be trained without a
+    background class.
+    dense: for RetinaNet, FCOS and SSD, return the scores of every anchor instead of the detections after NMS.
 
-    Segmentation gives ``{"seg": logits [B,C,h,w]}``, detection ``{"det": [...]}`` with, for each image, ``{"boxes": [n,4] xyxy,
-    "scores": [n], "labels": [n]}``, dense ``{"det": {"boxes": [B,A,4] xyxy, "scores": [B,A,C] probabilities, "locations": [1,A,2]
-    anchors' centres x, y, "strides": [A]}}``; all in pixels of the images passed in. Detectors normalise by themselves.
+    Segmentation returns ``{"semantic": logits [B,C,h,w]}``. Detection returns ``{"detection": [...]}`` with,
+    for each image, ``{"boxes": [n,4] xyxy, "scores": [n], "labels": [n]}``; with ``dense`` it returns
+    ``{"detection": {"boxes": [B,A,4] xyxy, "scores": [B,A,C] probabilities, "locations": [1,A,2] anchors' centres x, y,
+    "strides": [A]}}``. All are in pixels of the images passed in. Detectors normalise their input themselves.
     """
 
     reads_file = False
@@ -110,7 +113,7 @@ class Torchvision(Source):
         if self._enum:
             names = list(self._enum.meta["categories"])
             shifted = self.detects and self.background and names[:1] == [BACKGROUND]
-            self.classes = {"det" if self.detects else "seg": names[1:] if shifted else names}
+            self.classes = {"detection" if self.detects else "semantic": names[1:] if shifted else names}
         if not self.detects:
             self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
             return frozen(_Segmenter(net), device)
@@ -118,7 +121,8 @@ class Torchvision(Source):
 
 
 def _classes_in(state: State) -> int | None:
-    """``num_classes`` of the network that a state dict is of: outputs, over those of the box head for heads with anchors."""
+    """``num_classes`` of a state dict's network: its class outputs; for heads with anchors, those divided by
+    the anchors."""
 
     def rows(*ends: str) -> int | None:
         return next((len(v) for end in ends for k, v in state.items() if k.endswith(end)), None)
@@ -141,7 +145,7 @@ class _Segmenter(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"seg": self.net(images)["out"]}
+        return {"semantic": self.net(images)["out"]}
 
 
 class _Detector(nn.Module):
@@ -158,7 +162,7 @@ class _Detector(nn.Module):
             found.append(
                 {"boxes": one["boxes"][real], "scores": one["scores"][real], "labels": one["labels"][real] - self.background}
             )
-        return {"det": found}
+        return {"detection": found}
 
 
 class _Dense(_Detector):
@@ -192,7 +196,7 @@ class _Dense(_Detector):
             for m, n in zip(maps, per_cell, strict=True)
         ]
         return {
-            "det": {
+            "detection": {
                 "boxes": clip_boxes_to_image(boxes, (height, width)) * scale.repeat(2),
                 "scores": scores[..., self.background :],
                 "locations": ((anchors[:, :2] + anchors[:, 2:]) / 2 * scale)[None],

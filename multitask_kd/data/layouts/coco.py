@@ -17,15 +17,16 @@ from pycocotools import mask as mask_utils
 from ...batch import IGNORE
 from ...errors import UserError, did_you_mean
 from ..base import LAYOUTS, Listed, Sample, clean_boxes
-from ..classes import IndexMasks, check_void
+from ..classes import IndexMasks, check_void, named_masks, occurrences
 from ..files import Files, class_names, expand, read_json, require_files, size_text, unique_names
+from ..labels import BoxLabels
 
 Entry = dict[str, Any]  # one object of the JSON
 _FAR = 1e6  # pixels; a polygon that reaches further is damaged and would take gigabytes to draw
 
 
 class Described(Listed):
-    """Images that a JSON lists, and their boxes; what a subclass adds is ``_mask``."""
+    """Images that a JSON lists, and their boxes as ``det``; what a subclass adds is ``_masks``."""
 
     def __init__(self, images: str, annotations: str, root: str, cache: str | None):
         super().__init__()
@@ -49,20 +50,20 @@ class Described(Listed):
                 f"image '{path}' is {size_text(image)}, but '{self.path}' says {width}x{height} (width x height); correct "
                 "the JSON, or undo the resizing or rotation of the image"
             )
-        mask = self._mask(index, path, image) if "seg" in self.classes else None
-        return Sample(image=image, mask=mask, **self._objects(index))
+        sample = Sample(image, self._masks(index, path, image))
+        if self.gives("det") and (objects := self._objects(index)) is not None:
+            sample.labels["det"] = objects
+        return sample
 
-    def _mask(self, index: int, image_path: str, image: np.ndarray) -> np.ndarray | None:
+    def _masks(self, index: int, image_path: str, image: np.ndarray) -> dict[str, np.ndarray]:
+        """By label, the masks of the image that there are and the run wants: uint8 [H,W]."""
         raise NotImplementedError
 
-    def _objects(self, index: int) -> dict[str, np.ndarray]:
+    def _objects(self, index: int) -> BoxLabels | None:
+        """The objects of the image; None where it is not labelled with boxes."""
         rows = slice(self._first[index], self._first[index + 1])
-        return {
-            "boxes": self._boxes[rows].copy(),
-            "classes": self._classes[rows].copy(),
-            "crowd": self._crowd[rows].copy(),
-            "area": self._area[rows].copy(),
-        }
+        arrays = self._boxes, self._classes, self._crowd, self._area
+        return BoxLabels(*(array[rows].copy() for array in arrays))
 
     def _pack_boxes(self, objects: list[list[Entry]], class_of: dict[Any, int]) -> None:
         """All boxes as four arrays; those of image i are rows first[i] to first[i+1]."""
@@ -83,28 +84,39 @@ class Described(Listed):
         self._classes = np.array([class_of[entry["category_id"]] for entry in kept], dtype=np.int64)
         self._crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in kept], dtype=bool)
         self._area = np.array(areas, dtype=np.float32)
+        if "det" in self.classes:
+            self.seen["det"] = occurrences(self._classes, len(self.classes["det"]), self._crowd)
 
 
 @LAYOUTS.register("coco")
 class Coco(Described):
     """Images, boxes and masks described by a COCO instances JSON.
 
-    images: folder that the JSON's ``file_name`` are relative to. Read without EXIF orientation (boxes refer to the
-        stored order of pixels).
-    annotations: the instances JSON. Boxes that lie outside their image or have no size are dropped and counted.
-    masks: folder of index PNGs named like the images (``a/b.jpg`` -> ``a/b.png``). None: masks are drawn from the
+    The labels are ``det`` and ``seg``; several folders of masks give several labels, by names of your choice.
+
+    images: folder that the JSON's ``file_name`` are relative to. Read without EXIF orientation (boxes refer
+        to the stored order of pixels).
+    annotations: the instances JSON. Boxes that lie outside their image or have no size are dropped and
+        counted.
+    masks: folder of index PNGs named like the images (``a/b.jpg`` -> ``a/b.png``), one for every image. Or a
+        mapping from the names of labels to a folder each, e.g. ``{drivable: dir_a, lane: dir_b}``: an
+        image without a mask in one of them is not labelled for that one. None: masks are drawn from the
         instances, larger ones first so that small ones stay visible, crowds as their class, 0 elsewhere.
     segment: False for a set with boxes only; then there are no masks.
-    seg_classes: segmentation names by index, as a list, a mapping or the path of a JSON file with either. Needed with
-        ``masks``. When masks are drawn: index 0 is what no instance covers and the others are category names (a
-        category not listed is not drawn); default ``background`` and then the detection classes.
-    void: mask indices that mean "ignore"; 255 always does. Names that ``seg_classes`` gives to them are left out,
-        which needs them to come after the classes.
+    seg_classes: segmentation names by index, as a list, a mapping or the path of a JSON file with either.
+        Needed with ``masks``. When masks are drawn: index 0 is what no instance covers and the others are
+        category names (a category not listed is not drawn); default ``background`` and then the detection
+        classes. Where ``masks`` is a mapping, a mapping from its names to the names by index each, which may
+        have gaps.
+    void: mask indices that mean "ignore"; 255 always does. Names that ``seg_classes`` gives to them are left
+        out, which needs them to come after the classes. Where ``masks`` is a mapping, a mapping from its
+        names to such indices, which may come anywhere.
     det_classes: category names to detect, in this order; others are left out. Default: all, by category id.
     root: what relative ``images``, ``annotations``, ``masks`` and ``seg_classes`` are relative to.
     cache: folder for decoded files (see ``Files``); not under ``root``, which is often read-only.
 
-    Paths may hold ``$VAR``, ``${VAR}`` and ``~``. Raises UserError for whatever is wrong in options, JSON or files.
+    Paths may hold ``$VAR``, ``${VAR}`` and ``~``. Raises UserError for whatever is wrong in options, JSON or
+    files.
     """
 
     def __init__(
@@ -112,10 +124,10 @@ class Coco(Described):
         *,
         images: str,
         annotations: str,
-        masks: str | None = None,
+        masks: str | Mapping[str, str] | None = None,
         segment: bool = True,
-        seg_classes: Sequence[str] | Mapping[int, str] | str | None = None,
-        void: Sequence[int] = (),
+        seg_classes: Sequence[str] | Mapping[int, str] | str | Mapping[str, Any] | None = None,
+        void: Sequence[int] | Mapping[str, Sequence[int]] = (),
         det_classes: Sequence[str] | None = None,
         root: str = "",
         cache: str | None = None,
@@ -124,30 +136,55 @@ class Coco(Described):
         super().__init__(images, annotations, root, cache)
         listed, objects, categories = _read_index(self.path)
         det = _det_names(categories, det_classes)
-        self.classes["det"] = det
-        if segment:
-            self.classes["seg"] = ("background", *det) if seg_classes is None else class_names(seg_classes, void, root)
-            if len(self.classes["seg"]) > IGNORE:
-                raise UserError(
-                    f"seg_classes: {len(self.classes['seg'])} do not fit in a mask of bytes; name at most {IGNORE}, or "
-                    "set segment: false"
-                )
+        self.add_label("det", "detection", det)
         self._list(listed)
-        self.masks: IndexMasks | None = None
-        if masks is not None:
-            indices = {name: [index] for index, name in enumerate(self.classes["seg"])}
-            self.masks = IndexMasks(expand(masks, "masks", root), self.files, indices, void)
-            hint = f"a mask is named like its image ('{self.names[0]}' -> '{_mask_name(self.names[0])}')"
-            self.masks.require(map(_mask_name, self.names), hint)
+        self.masks: dict[str, IndexMasks] = {}
+        if isinstance(masks, Mapping):
+            self._name_masks(named_masks(masks, seg_classes, void, root, self.files))
+        elif segment:
+            names = ("background", *det) if seg_classes is None else class_names(seg_classes, void, root)
+            self._name_mask(names, None if masks is None else expand(masks, "masks", root), void)
         self._pack_boxes(objects, {c["id"]: det.index(c["name"]) for c in categories if c["name"] in det})
         if segment and masks is None:
             self._pack_outlines(objects, _drawn(categories, self.classes["seg"]))
 
-    def _mask(self, index: int, image_path: str, image: np.ndarray) -> np.ndarray:
-        if self.masks is not None:
-            return self.masks.read(_mask_name(self.names[index]), image, image_path)
-        text = self._outlines[self._outline_at[index] : self._outline_at[index + 1]]
-        return draw(json.loads(text), image.shape[1], image.shape[0])
+    def _name_mask(self, names: tuple[str, ...], folder: str | None, void: Sequence[int]) -> None:
+        """The one label ``seg`` of these classes. folder: of its masks; None: they are drawn."""
+        if len(names) > IGNORE:
+            raise UserError(
+                f"seg_classes: {len(names)} do not fit in a mask of bytes; name at most {IGNORE}, or set "
+                "segment: false"
+            )
+        self.add_label("seg", "semantic", names)
+        if folder is not None:
+            indices = {name: [index] for index, name in enumerate(names)}
+            self.masks["seg"] = IndexMasks(folder, self.files, indices, void)
+            self.masks["seg"].require(map(_mask_name, self.names), self._mask_hint())
+
+    def _name_masks(self, masks: dict[str, IndexMasks]) -> None:
+        """A label for each of several folders, any of which may lack an image's mask."""
+        if "det" in masks:
+            raise UserError("masks: 'det' is what the boxes are called; give this folder another name")
+        self.masks = masks
+        for label, stored in masks.items():
+            self.add_label(label, "semantic", stored.classes)
+            if lacking := stored.find([_mask_name(name) for name in self.names], self._mask_hint()):
+                self.faults[f"images without a mask of '{label}' (not labelled)"] += lacking
+
+    def _mask_hint(self) -> str:
+        return f"a mask is named like its image ('{self.names[0]}' -> '{_mask_name(self.names[0])}')"
+
+    def _masks(self, index: int, image_path: str, image: np.ndarray) -> dict[str, np.ndarray]:
+        name = _mask_name(self.names[index])
+        found = {
+            label: stored.read(name, image, image_path)
+            for label, stored in self.masks.items()
+            if self.gives(label) and stored.has(index)
+        }
+        if not self.masks and self.gives("seg"):
+            text = self._outlines[self._outline_at[index] : self._outline_at[index + 1]]
+            found["seg"] = draw(json.loads(text), image.shape[1], image.shape[0])
+        return found
 
     def _pack_outlines(self, objects: list[list[Entry]], class_of: dict[Any, int]) -> None:
         """Every image's [[class, segmentation], ...] as JSON text, in one bytes object.
@@ -155,6 +192,8 @@ class Coco(Described):
         Millions of small Python objects would be copied into every loader worker; one block is shared or sent whole.
         """
         parts, ends, total, lost = [], [0], 0, 0
+        times = np.zeros(len(self.classes["seg"]), np.int64)
+        times[0] = len(objects)  # some of every image is taken to be uncovered
         for (width, height), found in zip(self.sizes.tolist(), objects, strict=True):
             drawn: list[list[Any]] = []
             for entry in found:
@@ -163,6 +202,7 @@ class Coco(Described):
                 total += 1
                 if (outline := _outline(entry, width, height, self.path, self.faults)) is not None:
                     drawn.append([value, outline])
+                    times[value] += 1
                 else:
                     lost += 1
                     drawn += _box_outline(entry, width, height)
@@ -176,6 +216,7 @@ class Coco(Described):
         if lost:
             self.faults["objects without an outline (their box is ignored in the mask)"] += lost
         self._outlines, self._outline_at = b"".join(parts), np.array(ends)
+        self.seen["seg"] = times
 
 
 def draw(outlines: list[list[Any]], width: int, height: int) -> np.ndarray:
@@ -210,7 +251,8 @@ def _check_options(masks: Any, segment: bool, seg_classes: Any, void: Any) -> No
         raise UserError("void: masks drawn from instances have no void index; give `masks`, or remove `void`")
     if masks is not None and seg_classes is None:
         raise UserError("seg_classes: `masks` needs the names of its indices; give a list or the path of a JSON file")
-    check_void(void)
+    if not isinstance(masks, Mapping):
+        check_void(void)
 
 
 def _det_names(categories: list[Entry], wanted: Sequence[str] | None) -> tuple[str, ...]:

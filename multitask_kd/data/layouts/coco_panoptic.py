@@ -10,8 +10,9 @@ import numpy as np
 from ...batch import IGNORE
 from ...errors import UserError
 from ..base import LAYOUTS
-from ..classes import Choice, choose
+from ..classes import Choice, choose, occurrences
 from ..files import expand, require_files, require_same_size
+from ..labels import BoxLabels
 from .coco import Described, Entry, category_entries, check_object, check_reference, entries, image_entries, sections
 
 
@@ -55,11 +56,11 @@ class CocoPanoptic(Described):
         seg = choose(seg_classes, list(names.values()), "seg_classes", root)
         if len(seg) > IGNORE:
             raise UserError(f"seg_classes: {len(seg)} do not fit in a mask of bytes; name or merge to at most {IGNORE}")
-        self.classes["seg"] = tuple(seg)
+        self.add_label("seg", "semantic", tuple(seg))
         det: dict[str, tuple[str, ...]] = {}
         if things or det_classes is not None:
             det = choose(det_classes, list(things.values()), "det_classes", root, what="thing (a category with isthing: 1)")
-            self.classes["det"] = tuple(det)
+            self.add_label("det", "detection", tuple(det))
         self._list(list(listed.values()))
         self._mask_names = [described[key]["file_name"] if key in described else None for key in listed]
         hint = f"'{self.path}' names them: restore them or correct `masks`"
@@ -79,11 +80,12 @@ class CocoPanoptic(Described):
             values += [IGNORE, *(value for _, value in mine)]
             at.append(len(ids))
         self._ids, self._values, self._at = np.array(ids, np.uint32), np.array(values, np.uint8), np.array(at)
+        self.seen["seg"] = occurrences(self._values, len(self.classes["seg"]), self._values == IGNORE)
 
-    def _mask(self, index: int, image_path: str, image: np.ndarray) -> np.ndarray | None:
+    def _masks(self, index: int, image_path: str, image: np.ndarray) -> dict[str, np.ndarray]:
         name = self._mask_names[index]
-        if name is None:
-            return None
+        if name is None or not self.gives("seg"):
+            return {}
         path = os.path.join(self.masks, name)
         colours = self.files.image(path)
         require_same_size(colours, path, image, image_path)
@@ -97,11 +99,10 @@ class CocoPanoptic(Described):
                 f"mask '{path}' has segment id {pixels[unknown].min()} (R + 256 G + 65536 B), which the segments_info of "
                 f"'{self.names[index]}' in '{self.path}' does not have; a panoptic PNG made with this JSON is needed"
             )
-        return values[place]
+        return {"seg": values[place]}
 
-    def _objects(self, index: int) -> dict[str, np.ndarray]:
-        labelled = "det" in self.classes and self._mask_names[index] is not None
-        return super()._objects(index) if labelled else {}
+    def _objects(self, index: int) -> BoxLabels | None:
+        return None if self._mask_names[index] is None else super()._objects(index)
 
 
 def segment_ids(colours: np.ndarray) -> np.ndarray:

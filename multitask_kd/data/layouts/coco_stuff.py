@@ -104,15 +104,18 @@ class CocoStuff(Paired):
                 images=images, annotations=annotations, segment=False, det_classes=det_classes, root=root, cache=cache
             )
         names = self._boxes.names if self._boxes else list_images(folder, "images")
-        super().__init__(folder, names, stored, ("", suffix if mask_suffix is None else mask_suffix))
-        self.classes["seg"] = tuple(indices)
+        suffixes = "", suffix if mask_suffix is None else mask_suffix
+        super().__init__(files, folder, names, {"seg": stored}, suffixes)
         if self._boxes:
-            self.classes |= self._boxes.classes
-            self.faults = self._boxes.faults
+            self.add_label("det", "detection", self._boxes.classes["det"])
+            self.faults, self.seen = self._boxes.faults, self._boxes.seen
 
     def read(self, index: int) -> Sample:
         if self._boxes is None:
             return super().read(index)
+        self._boxes.wanted = self.wanted
         sample = self._boxes.read(index)
-        sample.mask = self.masks.read(self.mask_names[index], sample.image, os.path.join(self.images, self.names[index]))
+        if self.gives("seg"):
+            path = os.path.join(self.images, self.names[index])
+            sample.labels["seg"] = self.masks["seg"].read(self.mask_names[index], sample.image, path)
         return sample

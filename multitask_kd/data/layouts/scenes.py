@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,66 @@ import numpy as np
 
 from ...errors import UserError, did_you_mean
 from ..base import LAYOUTS, Layout, Sample
+from ..labels import BoxLabels
 from ..scenes import cache as scenes_cache
-from ..scenes.draw import OBJECTS, SEG_CLASSES, SPLITS
+from ..scenes.cache import Arrays
+from ..scenes.draw import SPLITS
+from ..scenes.labels import IGNORE, OBJECTS, OTHER, PAINTED, SEG_CLASSES, WEATHER
 
 SMALLEST, LARGEST = 48, 1024  # pixels a side
 
 
+def _seg(arrays: Arrays, index: int) -> np.ndarray:
+    return np.array(arrays.masks[index])
+
+
+def _det(arrays: Arrays, index: int) -> BoxLabels:
+    rows = slice(int(arrays.offsets[index]), int(arrays.offsets[index + 1]))
+    boxes, classes, area = (array[rows].copy() for array in (arrays.boxes, arrays.classes, arrays.area))
+    return BoxLabels(boxes, classes, area=area)
+
+
+def _drivable(arrays: Arrays, index: int) -> np.ndarray:
+    return (arrays.road[index] != OTHER).astype(np.uint8)
+
+
+def _lane(arrays: Arrays, index: int) -> np.ndarray:
+    return (arrays.road[index] == PAINTED).astype(np.uint8)
+
+
+def _depth(arrays: Arrays, index: int) -> np.ndarray:
+    return arrays.depth[index].astype(np.float32)
+
+
+def _weather(arrays: Arrays, index: int) -> int | None:
+    """None: not labelled."""
+    found = int(arrays.weather[index])
+    return None if found == IGNORE else found
+
+
+# By name: kind, classes, and how it is read.
+LABELS: dict[str, tuple[str, tuple[str, ...], Callable[[Arrays, int], Any]]] = {
+    "seg": ("semantic", SEG_CLASSES, _seg),
+    "det": ("detection", OBJECTS, _det),
+    "drivable": ("semantic", ("background", "drivable"), _drivable),
+    "lane": ("semantic", ("background", "lane"), _lane),
+    "depth": ("depth", (), _depth),
+    "weather": ("classification", WEATHER, _weather),
+}
+
+
 @LAYOUTS.register("scenes")
 class Scenes(Layout):
-    """Street scenes with masks and boxes for segmentation and detection.
+    """Street scenes with six labels.
+
+    seg (semantic): sky, walls, ground and objects.
+    det (detection): the objects.
+    drivable (semantic): the road that is seen, where nothing stands on it; known where seg is not, too.
+    lane (semantic): the paint that is seen on the road: dashes, edge lines, zebras.
+    depth (depth): metres along the camera's axis to the ground, to walls, and to the foot of what stands
+        there; 0, unknown, in the sky and beyond 80 m.
+    weather (classification): dark at dusk and at night, else clear or overcast, as the sky is blue or grey.
+        Fog does not count. A day is not labelled where less than a hundredth of the picture is sky.
 
     split: "train" or "val": disjoint random streams. count: number of scenes. size: (height, width) in pixels.
     seed: a whole number >= 0. root: folder of the caches, created if missing.
@@ -37,9 +89,10 @@ class Scenes(Layout):
         self.count = _whole("count", count, 1, "a number of scenes")
         self.seed = _whole("seed", seed, 0, "a seed")
         self.size = _image_size(size)
-        self.classes = {"seg": SEG_CLASSES, "det": OBJECTS}
+        for name, (kind, classes, _) in LABELS.items():
+            self.add_label(name, kind, classes)
         self.folder = scenes_cache.ensure(Path(root), self.seed, split, self.size, self.count)
-        self._arrays: scenes_cache.Arrays | None = None
+        self._arrays: Arrays | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -52,18 +105,11 @@ class Scenes(Layout):
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         if self._arrays is None:
-            self._arrays = scenes_cache.Arrays(self.folder)
+            self._arrays = Arrays(self.folder)
         arrays = self._arrays
-        rows = slice(int(arrays.offsets[index]), int(arrays.offsets[index + 1]))
-        boxes = arrays.boxes[rows].copy()
-        return Sample(
-            image=np.array(arrays.images[index]),
-            mask=np.array(arrays.masks[index]),
-            boxes=boxes,
-            classes=arrays.classes[rows].copy(),
-            crowd=np.zeros(len(boxes), bool),
-            area=arrays.area[rows].copy(),
-        )
+        found = {name: read(arrays, index) for name, (_, _, read) in LABELS.items() if self.gives(name)}
+        labels = {name: label for name, label in found.items() if label is not None}
+        return Sample(np.array(arrays.images[index]), labels)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open arrays: every process maps the files for itself."""

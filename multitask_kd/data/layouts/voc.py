@@ -13,6 +13,7 @@ import numpy as np
 from ...batch import IGNORE
 from ...errors import UserError, did_you_mean
 from ..base import LAYOUTS, Listed, Sample, clean_boxes
+from ..classes import occurrences
 from ..files import (
     Files,
     class_names,
@@ -25,6 +26,7 @@ from ..files import (
     require_same_size,
     size_text,
 )
+from ..labels import BoxLabels
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
@@ -82,31 +84,37 @@ class Voc(Listed):
         keys = list(image_of) if split is None else self._listed(split, boxes, image_of)
         self.names = [image_of[key] for key in keys]
         if boxes:
-            self.classes["det"] = CLASSES if det_classes is None else _det_names(det_classes, self.root)
+            names = CLASSES if det_classes is None else _det_names(det_classes, self.root)
+            self.add_label("det", "detection", names)
             self._xmls = self._labels("boxes", "Annotations", ".xml", keys)
             self._pack_boxes(difficult, one_based, closed=det_classes is None)
         if masks:
-            self.classes["seg"] = ("background", *CLASSES)
-            if seg_classes is not None:
-                self.classes["seg"] = _names(seg_classes, (), self.root, "seg_classes")
+            usual = ("background", *CLASSES)
+            names = usual if seg_classes is None else _names(seg_classes, (), self.root, "seg_classes")
+            self.add_label("seg", "semantic", names)
             self._pngs = self._labels("masks", "SegmentationClass", ".png", keys)
 
     def read(self, index: int) -> Sample:
         self._check_index(index)
         path = self._path("JPEGImages", self.names[index])
-        image, mask = self.files.image(path), None
-        if "seg" in self.classes and self._pngs[index]:
-            mask = self._mask(self._path("SegmentationClass", self._pngs[index]), path, image)
-        if "det" not in self.classes or not self._xmls[index]:
-            return Sample(image, mask)
+        sample = Sample(self.files.image(path))
+        if self.gives("seg") and self._pngs[index]:
+            mask_path = self._path("SegmentationClass", self._pngs[index])
+            sample.labels["seg"] = self._mask(mask_path, path, sample.image)
+        if self.gives("det") and self._xmls[index]:
+            sample.labels["det"] = self._objects(index, path, sample.image)
+        return sample
+
+    def _objects(self, index: int, image_path: str, image: np.ndarray) -> BoxLabels:
         width, height = self._sizes[index].tolist()
         if image.shape[:2] != (height, width):
+            xml = self._path("Annotations", self._xmls[index])
             raise UserError(
-                f"image '{path}' is {size_text(image)}, but '{self._path('Annotations', self._xmls[index])}' says "
-                f"{width}x{height} (width x height); correct the XML, or undo the resizing or rotation of the image"
+                f"image '{image_path}' is {size_text(image)}, but '{xml}' says {width}x{height} (width x "
+                "height); correct the XML, or undo the resizing or rotation of the image"
             )
         rows = slice(self._first[index], self._first[index + 1])
-        return Sample(image, mask, *(array[rows].copy() for array in (self._boxes, self._classes, self._crowd)))
+        return BoxLabels(*(array[rows].copy() for array in (self._boxes, self._classes, self._crowd)))
 
     def _path(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)
@@ -199,6 +207,7 @@ class Voc(Listed):
             raise UserError(f"det_classes: no object is called '{name}' or another of these names; {did_you_mean(name, others)}")
         self._sizes, self._first, self._boxes = np.array(sizes), np.array(first), np.concatenate(boxes)
         self._classes, self._crowd = np.array(classes, dtype=np.int64), np.array(crowd, dtype=bool)
+        self.seen["det"] = occurrences(self._classes, len(class_of), self._crowd)
 
     def _image_size(self, top: Element, path: str, image: str) -> tuple[int, int]:
         """Width and height as the XML says; from the image's header where it says nothing or 0, as some tools write."""

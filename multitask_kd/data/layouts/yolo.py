@@ -15,7 +15,9 @@ from PIL import Image
 from ...batch import IGNORE
 from ...errors import UserError, did_you_mean
 from ..base import LAYOUTS, Layout, Sample, clean_boxes
+from ..classes import occurrences
 from ..files import IMAGE_ENDINGS, Files, decode_image, expand, list_images, require_files, unique_names
+from ..labels import BoxLabels
 from .coco import draw
 
 _TOLERANCE = 0.01  # beyond 0 to 1 without a word, as Ultralytics has it
@@ -78,7 +80,7 @@ class Yolo(Layout):
         for name in wanted:
             if name not in known:
                 raise UserError(f"det_classes: '{self.path}' has no class '{name}'; {did_you_mean(name, known)}")
-        self.classes["det"] = tuple(wanted)
+        self.add_label("det", "detection", wanted)
         self.files = _UprightFiles(None if cache is None else expand(cache, "cache"))
         self.base, self.paths = self._images(content, split, expand(root, "root") if root else "")
         labels = [_label_path(path) for path in self.paths]
@@ -103,18 +105,17 @@ class Yolo(Layout):
 
     def read(self, index: int) -> Sample:
         self._check_index(index)
-        image = self.files.image(self.paths[index])
+        sample = Sample(self.files.image(self.paths[index]))
         if not self._labelled[index]:
-            return Sample(image)
-        height, width = image.shape[:2]
+            return sample
+        height, width = sample.image.shape[:2]
         rows = slice(self._first[index], self._first[index + 1])
-        scale = np.array([width, height, width, height], np.float32)
-        return Sample(
-            image=image,
-            mask=self._mask(range(rows.start, rows.stop), width, height) if "seg" in self.classes else None,
-            boxes=self._boxes[rows] * scale,
-            classes=self._classes[rows].copy(),
-        )
+        if self.gives("seg"):
+            sample.labels["seg"] = self._mask(range(rows.start, rows.stop), width, height)
+        if self.gives("det"):
+            scale = np.array([width, height, width, height], np.float32)
+            sample.labels["det"] = BoxLabels(self._boxes[rows] * scale, self._classes[rows].copy())
+        return sample
 
     def _mask(self, rows: range, width: int, height: int) -> np.ndarray:
         outlines = []
@@ -214,6 +215,7 @@ class Yolo(Layout):
         keep &= mapped >= 0
         self._first = np.concatenate([[0], np.cumsum(keep)])[first]
         self._boxes, self._classes = boxes[keep], mapped[keep].astype(np.int64)
+        self.seen["det"] = occurrences(self._classes, len(self.classes["det"]))
         polygons = [points for points, kept in zip(polygons, keep, strict=True) if kept]
         self._points = np.concatenate([nothing, *polygons])
         self._point_at = np.concatenate([[0], np.cumsum([len(points) for points in polygons], dtype=np.int64)])
@@ -228,7 +230,7 @@ class Yolo(Layout):
                 "`segment: false` to use the boxes only"
             )
         if segment if segment is not None else 2 * drawn > len(sizes):
-            self.classes["seg"] = ("background", *self.classes["det"])
+            self.add_label("seg", "semantic", ("background", *self.classes["det"]))
             if len(self.classes["seg"]) > IGNORE:
                 raise UserError(
                     f"det_classes: {len(self.classes['det'])} classes do not fit in a mask of bytes; name at most "
@@ -236,6 +238,9 @@ class Yolo(Layout):
                 )
             if lost := len(sizes) - drawn:
                 self.faults["objects without a polygon (their box is ignored in the mask)"] += lost
+            # some of every labelled image is taken to be uncovered
+            self.seen["seg"] = occurrences(self._classes + 1, len(self.classes["seg"]), sizes == 0)
+            self.seen["seg"][0] = self._labelled.sum()
         else:
             self._points, self._point_at = self._points[:0], np.zeros(1, np.int64)
 

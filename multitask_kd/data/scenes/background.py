@@ -76,10 +76,16 @@ class Camera:
 
 @dataclass(frozen=True)
 class Background:
-    """image uint8 [h,w,3]; labels uint8 [h,w] of STUFF; haze RGB and ``fog_m``, the depth where it hides 63 %."""
+    """image uint8 [h,w,3]; labels uint8 [h,w] of STUFF; haze RGB and ``fog_m``, the depth it hides 63 % at.
+
+    depth: float32 [h,w], metres along the camera's axis, 0 for the sky. paint: float32 [h,w], by how many
+    grey levels the road's paint, worn and behind haze, changes a pixel; 0 where there is none.
+    """
 
     image: np.ndarray
     labels: np.ndarray
+    depth: np.ndarray
+    paint: np.ndarray
     haze: np.ndarray
     fog_m: float
     light: str
@@ -112,14 +118,14 @@ def draw_background(rng: Generator, camera: Camera) -> Background:
 
     image, labels = _sky(rng, right, down, coarse, haze, zenith)
     street = _Street(rng, clearance=2.2 + 1.8 * abs(sin) * camera.nearest)
-    depth = street.paint(rng, image, labels, across, along, down, camera.eye, coarse, fine, light)
+    depth, paint = street.paint(rng, image, labels, across, along, down, camera.eye, coarse, fine, light)
     clear = np.exp(depth * (-1 / fog_m))
     for plane, colour in zip(image, haze.tolist(), strict=True):
         plane -= colour
         plane *= clear
         plane += colour
     image = cv2.merge([np.clip(plane, 0, 255).astype(np.uint8) for plane in image])
-    return Background(image, labels, haze, fog_m, light)
+    return Background(image, labels, depth, paint * clear, haze, fog_m, light)
 
 
 def _sky(rng, right, down, coarse, haze, zenith):
@@ -191,8 +197,11 @@ class _Street:
         self.bricks = (rng.random(count) < 0.4).astype(np.float32)
         self.shop_top = np.where(rng.random(count) < 0.4, rng.uniform(2.4, 3.6, count), 0).astype(np.float32)
 
-    def paint(self, rng, image, labels, across, along, down, eye, coarse, fine, light) -> np.ndarray:
-        """Paint walls and ground onto ``image`` and ``labels`` in place. Returns depth in metres, float32 [h,w]."""
+    def paint(self, rng, image, labels, across, along, down, eye, coarse, fine, light):
+        """Paint walls and ground onto ``image`` and ``labels`` in place.
+
+        Returns depth in metres, and by how many grey levels paint on the road changes a pixel, float32 [h,w].
+        """
         ground = eye / np.maximum(down, 1e-3)
         to_side = np.where(across > 0, self.walls[1], self.walls[0]).astype(np.float32) / np.maximum(np.abs(across), 1e-3)
         to_end = np.where(along > 1e-3, self.end / np.maximum(along, 1e-3), 1e4).astype(np.float32)
@@ -212,8 +221,7 @@ class _Street:
         np.copyto(depth, wall, where=facing)
         np.copyto(labels, np.where(kind == GREEN, np.uint8(VEGETATION), np.uint8(BUILDING)), where=facing)
         self._paint_walls(rng, image, facing, kind, lot, run, rise, wall, coarse, fine, light)
-        self._paint_ground(rng, image, labels, is_ground, across, along, ground, coarse, fine)
-        return depth
+        return depth, self._paint_ground(rng, image, labels, is_ground, across, along, ground, coarse, fine)
 
     def _paint_walls(self, rng, image, facing, kind, lot, run, rise, wall, coarse, fine, light) -> None:
         pixels = np.flatnonzero(facing)
@@ -246,10 +254,11 @@ class _Street:
         gain = np.where(eaves, gain * 0.65, gain)
         _put(image, pixels, colour * gain)
 
-    def _paint_ground(self, rng, image, labels, is_ground, across, along, ground, coarse, fine) -> None:
+    def _paint_ground(self, rng, image, labels, is_ground, across, along, ground, coarse, fine) -> np.ndarray:
         pixels = np.flatnonzero(is_ground)
+        change = np.zeros(is_ground.shape, np.float32)
         if not len(pixels):
-            return
+            return change
         depth = ground.ravel()[pixels]
         x, z = depth * across.ravel()[pixels] - self.centre, depth * along.ravel()[pixels]
         coarse, fine = coarse.ravel()[pixels], fine.ravel()[pixels]
@@ -294,8 +303,12 @@ class _Street:
         marks = self._marks(rng, x, z, off) & road & ~crossing
         paint = shades(rng, np.array([(225, 225, 220), (215, 215, 210), (205, 175, 70)], np.float32), 1)[0]
         wear = np.clip(rng.uniform(0.4, 1.0) + 0.25 * coarse, 0, 1) * marks
-        colour += (paint[:, None] * np.clip(gain, 0.3, 1.2) - colour) * wear
+        difference = (paint[:, None] * np.clip(gain, 0.3, 1.2) - colour) * wear
+        colour += difference
         _put(image, pixels, colour)
+        painted = np.flatnonzero(marks)
+        change.ravel()[pixels[painted]] = np.abs(difference[:, painted]).mean(0)
+        return change
 
     def _marks(self, rng, x, z, off) -> np.ndarray:
         """Where the road is painted: centre or lane dashes, edge lines, a zebra."""

@@ -1,4 +1,4 @@
-"""The cache of procedural scenes: ``images.npy``, ``masks.npy``, ``boxes.npz`` and ``meta.json`` in one folder a set.
+"""The cache of procedural scenes, a folder a set: a file for all maps of a kind, ``rows.npz``, ``meta.json``.
 
 A folder appears under its name only when it is complete, so a reader never sees a half-written set and two processes
 may generate the same one.
@@ -26,8 +26,15 @@ from .draw import scene
 
 log = logging.getLogger(__name__)
 
-VERSION = 11  # raise it with every change to what is drawn: older caches are then no longer used
-FILES = ("images.npy", "masks.npy", "boxes.npz")
+VERSION = 12  # raise it with every change to what is drawn or kept: older caches are then not used
+MAPS = {  # file -> type, and shape after [N,H,W]; half floats hold a depth to 1/2000 of it, in half the room
+    "images.npy": (np.uint8, (3,)),
+    "masks.npy": (np.uint8, ()),
+    "road.npy": (np.uint8, ()),
+    "depth.npy": (np.float16, ()),
+}
+ROWS = "rows.npz"
+FILES = (*MAPS, ROWS)
 SCENES_A_WORKER = 100  # fewer are not worth starting a process for
 
 # What a worker runs. It stands empty packages in for ours, whose __init__ would load torch: seconds for each worker.
@@ -42,17 +49,29 @@ worker(*sys.argv[2:])
 
 
 class Arrays:
-    """A cached set, opened: ``images`` uint8 [N,H,W,3] and ``masks`` uint8 [N,H,W] are mapped, the rest is in memory.
+    """A cached set, opened; the maps are read from disk as they are used, the rest is in memory.
 
-    Image i has rows offsets[i]:offsets[i+1] of ``boxes`` float32 [K,4], ``classes`` int64 [K] and ``area`` float32 [K].
+    images: uint8 [N,H,W,3]; masks, road: uint8 [N,H,W]; depth: float16 [N,H,W]; weather: uint8 [N].
+    Image i has rows offsets[i]:offsets[i+1] of boxes: float32 [K,4], classes: int64 [K], area: float32 [K].
     """
 
     def __init__(self, folder: Path):
-        self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.masks = np.load(folder / "masks.npy", mmap_mode="r")
-        with np.load(folder / "boxes.npz") as rows:
+        self.images, self.masks, self.road, self.depth = open_maps(folder, "r")
+        with np.load(folder / ROWS) as rows:
             self.boxes, self.classes, self.area = rows["boxes"], rows["classes"], rows["area"]
-            self.offsets = rows["offsets"]
+            self.offsets, self.weather = rows["offsets"], rows["weather"]
+
+    def fit(self, count: int, size: tuple[int, int]) -> bool:
+        """Whether all are of ``count`` scenes of ``size``, and of the types that belong there."""
+        maps = (self.images, self.masks, self.road, self.depth)
+        found = [(array.dtype, array.shape) for array in maps]
+        expected = [(np.dtype(kind), (count, *size, *rest)) for kind, rest in MAPS.values()]
+        return found == expected and self.offsets.shape == (count + 1,) and self.weather.shape == (count,)
+
+
+def open_maps(folder: Path, mode: str) -> list[np.ndarray]:
+    """The maps of a set in the order of MAPS, none of them read yet."""
+    return [np.load(folder / file, mmap_mode=mode) for file in MAPS]
 
 
 def ensure(root: Path, seed: int, split: str, size: tuple[int, int], count: int) -> Path:
@@ -94,8 +113,7 @@ def find_fault(folder: Path, size: tuple[int, int]) -> str | None:
         arrays, count = Arrays(folder), int(folder.name.rpartition("-n")[2])
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         return f"{type(error).__name__}: {error}"
-    fits = arrays.images.shape == (count, *size, 3) and arrays.masks.shape == (count, *size)
-    return None if fits and arrays.offsets.shape == (count + 1,) else "its arrays are of other sizes"
+    return None if arrays.fit(count, size) else "its arrays are of other sizes"
 
 
 def _checksum(path: Path) -> int:
@@ -144,8 +162,8 @@ def _reserve(path: Path) -> None:
 
 def _fill(work: Path, seed: int, split: str, size: tuple[int, int], count: int) -> None:
     """Generate all files of a set in ``work``, with as many processes as there are cores and work for them."""
-    for file, shape in (("images.npy", (count, *size, 3)), ("masks.npy", (count, *size))):
-        np.lib.format.open_memmap(work / file, mode="w+", dtype=np.uint8, shape=shape).flush()
+    for file, (kind, rest) in MAPS.items():
+        np.lib.format.open_memmap(work / file, mode="w+", dtype=kind, shape=(count, *size, *rest)).flush()
         _reserve(work / file)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, min(cores, count // SCENES_A_WORKER))
@@ -191,26 +209,28 @@ def worker(work: str, seed: str, split: str, start: str, stop: str) -> None:
 
 
 def draw_span(work: Path, seed: int, split: str, start: int, stop: int) -> None:
-    """Generate scenes [start, stop) into the arrays in ``work``, their boxes into a file of their own."""
-    images, masks = (np.load(work / file, mmap_mode="r+") for file in ("images.npy", "masks.npy"))
+    """Generate scenes [start, stop) into the maps in ``work``, boxes and weather into a file of their own."""
+    maps = open_maps(work, "r+")
+    images, masks, road, depth = maps
     found = []
     for index in range(start, stop):
         images[index], labels = scene(seed, split, index, images.shape[1:3])
-        masks[index] = labels.mask
+        masks[index], road[index], depth[index] = labels.mask, labels.road, labels.depth
         found.append(labels)
-    images.flush()
-    masks.flush()
+    for array in maps:
+        array.flush()
     np.savez(
         work / f"part-{start}.npz",
         boxes=np.concatenate([labels.boxes for labels in found]),
         classes=np.concatenate([labels.classes for labels in found]),
         area=np.concatenate([labels.area for labels in found]),
+        weather=np.array([labels.weather for labels in found], np.uint8),
         counts=np.array([len(labels.boxes) for labels in found], np.int64),
     )
 
 
 def _finish(work: Path, spans: list[tuple[int, int]]) -> None:
-    """Join the parts' boxes and write what tells a whole set from a damaged one."""
+    """Join the parts' rows and write what tells a whole set from a damaged one."""
     paths = [work / f"part-{start}.npz" for start, _ in spans]
     parts = []
     for path in paths:
@@ -219,6 +239,6 @@ def _finish(work: Path, spans: list[tuple[int, int]]) -> None:
         path.unlink()
     rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     offsets = np.concatenate([[0], np.cumsum(rows.pop("counts"))]).astype(np.int64)
-    np.savez(work / "boxes.npz", **rows, offsets=offsets)
+    np.savez(work / ROWS, **rows, offsets=offsets)
     checksums = {file: _checksum(work / file) for file in FILES}
     (work / "meta.json").write_text(json.dumps({"version": VERSION, "crc32": checksums}))

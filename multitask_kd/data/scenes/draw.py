@@ -1,15 +1,16 @@
-"""One procedural street scene from a seed: composition, light, and the labels read off the instance map."""
+"""One procedural street scene from a seed: composition and light; its labels are read off by labels.py."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
-from .background import PAVEMENT, ROAD, STUFF, VEGETATION, Camera, draw_background
+from .background import PAVEMENT, ROAD, VEGETATION, Background, Camera, draw_background
+from .labels import FIRST_INSTANCE, Drawing, Labels, depth_map, label, road_map, weather
 from .objects import (
     BUS,
     CAR,
@@ -26,12 +27,7 @@ from .objects import (
 )
 from .pen import CIRCLE, OVERSAMPLE, Pen
 
-SEG_CLASSES = STUFF + OBJECTS
 SPLITS = ("train", "val")
-FIRST_INSTANCE = 16  # label of the first object; below are the stuff classes
-MIN_VISIBLE = 0.35  # of an object's pixels
-MIN_SIDE_PX = 4.0
-BAND_SIDE_PX = 14  # objects at least this large may be given an ignored outline
 
 # How readily an object stands on road, pavement, vegetation, by object class. The rest is never chosen.
 GROUND_ODDS = {
@@ -45,27 +41,28 @@ GROUND_ODDS = {
 FREQUENCY = (0.22, 0.15, 0.2, 0.17, 0.16, 0.1)  # of objects that are placed, by class
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """An unlabelled scene: image uint8 [H,W,3]; ids uint8 [H,W] (stuff class, IGNORE, or FIRST_INSTANCE + object).
+@dataclass
+class _Standing:
+    """What stands in a street. classes: of the objects; whole: pixels of the canvas each covered when drawn;
+    lamps: column, row, radius, in pixels of the image.
 
-    classes: of each object; whole: pixels [objects] each covered before others were drawn over it.
+    Each thing has values of its own on the canvas, from FIRST_INSTANCE on. ids: uint8 [256], what a value is
+    in ``Drawing.ids``; feet: float32 [256], the depth of the thing's foot in metres.
     """
 
-    image: np.ndarray
-    ids: np.ndarray
-    classes: list[int]
-    whole: np.ndarray
+    classes: list[int] = field(default_factory=list)
+    whole: list[int] = field(default_factory=list)
+    lamps: list[tuple[float, float, float]] = field(default_factory=list)
+    ids: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))
+    feet: np.ndarray = field(default_factory=lambda: np.zeros(256, np.float32))
 
-
-@dataclass(frozen=True)
-class Labels:
-    """mask uint8 [H,W]; boxes float32 [M,4] x1,y1,x2,y2 in pixels; classes int64 [M]; area float32 [M] in pixels."""
-
-    mask: np.ndarray
-    boxes: np.ndarray
-    classes: np.ndarray
-    area: np.ndarray
+    def value(self, number: int, kind: int | str, depth: float) -> int:
+        """The value of thing ``number``, an object class or a cover; the next is that of its support."""
+        value = FIRST_INSTANCE + 2 * number
+        self.ids[value] = COVER_LABEL[kind] if isinstance(kind, str) else FIRST_INSTANCE + len(self.classes)
+        self.ids[value + 1] = IGNORE
+        self.feet[value : value + 2] = depth
+        return value
 
 
 def scene(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, Labels]:
@@ -80,11 +77,20 @@ def draw(rng: Generator, size: tuple[int, int]) -> Drawing:
     back = draw_background(rng, camera)
     canvas = OVERSAMPLE * size[1], OVERSAMPLE * size[0]
     image = cv2.resize(back.image, canvas, interpolation=cv2.INTER_LINEAR)
-    ids = cv2.resize(back.labels, canvas, interpolation=cv2.INTER_NEAREST)
-    classes, whole, lamps = _populate(rng, camera, back, image, ids)
+    values = cv2.resize(back.labels, canvas, interpolation=cv2.INTER_NEAREST)
+    things = _populate(rng, camera, back, image, values)
     image = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    ids = np.ascontiguousarray(ids[::OVERSAMPLE, ::OVERSAMPLE])
-    return Drawing(_expose(rng, image, lamps, back.light), ids, classes, np.array(whole) / OVERSAMPLE**2)
+    values = np.ascontiguousarray(values[::OVERSAMPLE, ::OVERSAMPLE])
+    ids = things.ids[values]
+    return Drawing(
+        image=_expose(rng, image, things.lamps, back.light),
+        ids=ids,
+        classes=things.classes,
+        whole=np.array(things.whole) / OVERSAMPLE**2,
+        road=road_map(ids, back.paint),
+        depth=depth_map(back.depth, values, things.feet),
+        weather=weather(back, ids),
+    )
 
 
 def _camera(rng: Generator, size: tuple[int, int]) -> Camera:
@@ -95,28 +101,26 @@ def _camera(rng: Generator, size: tuple[int, int]) -> Camera:
     return Camera(height, width, focal, height * rng.uniform(0.32, 0.5), eye, rng.normal(0, 0.025), yaw)
 
 
-def _populate(rng, camera, back, image, ids):
-    """Draw objects and covers, far ones first. Returns classes, whole pixels and lamps (column, row, radius)."""
-    things = _arrange(rng, camera, back.labels)
-    classes: list[int] = []
-    whole: list[int] = []
-    lamps = []
-    for depth, u, kind in sorted(things, key=lambda thing: -thing[0]):
+def _populate(rng, camera: Camera, back: Background, image: np.ndarray, values: np.ndarray) -> _Standing:
+    """Draw objects and covers, far ones first, onto a canvas: ``image`` and ``values``, what stands where."""
+    things = sorted(_arrange(rng, camera, back.labels), key=lambda thing: -thing[0])
+    standing = _Standing()
+    for number, (depth, u, kind) in enumerate(things):
         scale, foot = camera.focal / depth, (u, camera.horizon + camera.focal * camera.eye / depth)
-        is_object = not isinstance(kind, str)
-        name = FIRST_INSTANCE + len(classes) if is_object else COVER_LABEL[kind]
-        pen = Pen(image, ids, name, camera, foot, scale, back.haze, 1 - math.exp(-depth / back.fog_m))
-        if not is_object:
+        value = standing.value(number, kind, depth)
+        pen = Pen(image, values, value, camera, foot, scale, back.haze, 1 - math.exp(-depth / back.fog_m))
+        if isinstance(kind, str):
             draw_cover(pen, rng, kind)
             continue
         turn = _turn(rng, camera, kind, u)
         _shadow(rng, pen, back.image, kind, turn)
         draw_object(pen, rng, kind, turn)
-        classes.append(kind)
-        whole.append(int(np.count_nonzero(ids == name)))
+        standing.classes.append(kind)
+        standing.whole.append(int(np.count_nonzero(values == value)))
         if kind in (CAR, TRUCK, BUS) and abs(math.sin(turn)) < 0.5 and back.light != "day" and rng.random() < 0.7:
-            lamps += [(*camera.turn(u + x * scale, foot[1] - 0.75 * scale), 0.25 * scale) for x in (-0.6, 0.6)]
-    return classes, whole, lamps
+            lamps = [(*camera.turn(u + x * scale, foot[1] - 0.75 * scale), 0.25 * scale) for x in (-0.6, 0.6)]
+            standing.lamps += lamps
+    return standing
 
 
 def _arrange(rng, camera, ground):
@@ -219,36 +223,3 @@ def _glare(lit, u, v, radius) -> None:
     columns = (np.arange(patch.shape[1]) + left - u)[None] ** 2
     glow = 190 * np.exp(-(rows + columns) / (2.5 * radius**2))
     patch += glow.astype(np.float32)[..., None] * np.float32((1, 0.95, 0.8))
-
-
-def label(rng: Generator, drawing: Drawing) -> Labels:
-    """Masks and boxes of what can be seen. Objects too hidden or too small are IGNORE in the mask and have no box."""
-    to_class = np.full(256, IGNORE, np.uint8)
-    to_class[: len(STUFF)] = np.arange(len(STUFF))
-    boxes, classes, areas, outlined = [], [], [], []
-    for i, kind in enumerate(drawing.classes):
-        name = FIRST_INSTANCE + i
-        own = drawing.ids == name
-        area = int(np.count_nonzero(own))
-        if area < MIN_VISIBLE * drawing.whole[i] or area == 0:
-            continue
-        rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
-        box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        if min(box[2] - box[0], box[3] - box[1]) < MIN_SIDE_PX:
-            continue
-        to_class[name] = len(STUFF) + kind
-        boxes.append(box)
-        classes.append(kind)
-        areas.append(area)
-        if min(box[2] - box[0], box[3] - box[1]) >= BAND_SIDE_PX and rng.random() < 0.4:
-            outlined.append(name)
-    mask = to_class[drawing.ids]
-    _ignore_outlines(mask, drawing.ids, outlined)
-    return Labels(mask, np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64), np.array(areas, np.float32))
-
-
-def _ignore_outlines(mask: np.ndarray, ids: np.ndarray, names: list[int]) -> None:
-    """Mark the stuff that touches these objects IGNORE, as an annotator unsure of an outline would; objects stay whole."""
-    for name in names:
-        band = cv2.dilate((ids == name).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        mask[band & (ids < FIRST_INSTANCE)] = IGNORE

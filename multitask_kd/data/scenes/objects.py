@@ -141,7 +141,7 @@ def _sign(pen: Pen, rng: Generator, turn: float) -> None:
     if rng.random() < 0.12:
         plate = border = symbol = np.array(STEEL) * rng.uniform(0.7, 1.3)  # seen from behind
     radius, middle = rng.uniform(0.42, 0.8), rng.uniform(1.9, 2.7)
-    post = pen.labelled(IGNORE)  # no object of its own, and no background either
+    post = pen.support()  # no object of its own, and no background either
     grey = np.array(STEEL) * rng.uniform(0.4, 1.3)
     style = int(rng.integers(6))
     if style == 5:  # a board on two legs

@@ -36,8 +36,9 @@ class Pen:
         squeeze *= self.squeeze
         return Pen(self.image, self.labels, self.label, self.camera, foot, self.scale, self.haze, self.fade, squeeze)
 
-    def labelled(self, label: int) -> Pen:
-        """The same pen with another label."""
+    def support(self) -> Pen:
+        """The same pen with the next label: that of parts which hold a thing up and are not counted to it."""
+        label = self.label + 1
         return Pen(self.image, self.labels, label, self.camera, self.foot, self.scale, self.haze, self.fade, self.squeeze)
 
     def shows(self, metres: float) -> bool:

@@ -1,4 +1,4 @@
-"""A detector's predictions at places of its own (other strides, several anchors) -> the cells of the student's head."""
+"""A detector's predictions at anchor points of its own (other strides, several anchors) -> the cells of the student's head."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..batch import DensePredictions
-from ..models.dense_head import cells, decode_boxes
 from .class_mapping import logit
+from .dense_head import cells, decode_boxes
 
 
 def to_dense(raw: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> DensePredictions:
-    """Raw outputs [B,N,4+1+C] of a head of ours on images of ``size`` -> decoded boxes and scores at its cells."""
+    """Raw outputs [B,N,4+1+C] of a ``DenseHead`` on images of ``size`` -> decoded boxes and scores at its
+    cells."""
     raw = raw.float()
     centres, scales = cells(size, strides, raw.device)
     scores = raw[..., 4:5].sigmoid() * raw[..., 5:].sigmoid()
@@ -19,13 +20,15 @@ def to_dense(raw: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> De
 
 
 def by_location(dense: DensePredictions, size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Predictions in the student's pixels -> raw outputs [B,N,4+1+C] of the student's cells, and ``silent`` bool [B,N].
+    """Predictions in the student's pixels -> raw outputs [B,N,4+1+C] of the student's cells, and which cells
+    have no prediction, bool [B,N].
 
-    A place belongs to the level with the nearest stride, there to the cell that it lies in. Of several (anchors) the one with the
-    highest score speaks; a cell without any is silent. objectness = that score, classes in proportion to it.
+    An anchor point belongs to the level with the nearest stride, and there to the cell that contains it. Of
+    several in one cell the one with the highest score is used; a cell without any is ignored. objectness =
+    that score, classes in proportion to it.
     """
     centres, scales = cells(size, strides, dense.boxes.device)
-    table = _table(dense.places, dense.strides, size, strides)  # [N,K], -1 pads
+    table = _table(dense.anchor_points, dense.strides, size, strides)  # [N,K], -1 pads
     boxes, scores = dense.boxes.float(), dense.scores.float()
     at = table.clamp(min=0)
     score = scores.amax(-1)[:, at].masked_fill(table < 0, -1.0)  # [B,N,K]
@@ -43,22 +46,23 @@ def by_location(dense: DensePredictions, size: tuple[int, int], strides: tuple[i
     return torch.cat(raw, dim=-1), best < 0
 
 
-def _table(places: Tensor, own: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
-    """By cell of the student the numbers of the places that belong to it: long [N,K], -1 pads."""
-    levels = torch.tensor(strides, dtype=torch.float32, device=places.device)
+def _table(points: Tensor, own: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
+    """For each cell of the student, the indices of the anchor points that belong to it: long [N,K], -1
+    pads."""
+    levels = torch.tensor(strides, dtype=torch.float32, device=points.device)
     level = (own.float().log2()[:, None] - levels.log2()).abs().argmin(1)
     shapes = [(-(-size[0] // s), -(-size[1] // s)) for s in strides]
-    first = torch.tensor([0, *(h * w for h, w in shapes)], device=places.device).cumsum(0)[:-1]
-    wide = torch.tensor([w for _, w in shapes], device=places.device)
-    high = torch.tensor([h for h, _ in shapes], device=places.device)
-    column, row = (places.float() / levels[level][:, None]).floor().long().unbind(1)
+    first = torch.tensor([0, *(h * w for h, w in shapes)], device=points.device).cumsum(0)[:-1]
+    wide = torch.tensor([w for _, w in shapes], device=points.device)
+    high = torch.tensor([h for h, _ in shapes], device=points.device)
+    column, row = (points.float() / levels[level][:, None]).floor().long().unbind(1)
     inside = (column >= 0) & (row >= 0) & (column < wide[level]) & (row < high[level])
     cell = (first[level] + row * wide[level] + column)[inside]
-    number = torch.arange(len(places), device=places.device)[inside]
+    number = torch.arange(len(points), device=points.device)[inside]
     count = sum(h * w for h, w in shapes)
     cell, order = cell.sort(stable=True)
     start = torch.searchsorted(cell, cell)
     rank = torch.arange(len(cell), device=cell.device) - start
-    table = torch.full((count, max(1, int(rank.max()) + 1) if len(cell) else 1), -1, dtype=torch.long, device=places.device)
+    table = torch.full((count, max(1, int(rank.max()) + 1) if len(cell) else 1), -1, dtype=torch.long, device=points.device)
     table[cell, rank] = number[order]
     return table
