@@ -1,7 +1,9 @@
-"""Labels as two teams would have made them of CamVid, each of other classes: python benchmarks/partial_camvid.py $CAMVID FOLDER
+"""Labels as two teams would have made them of CamVid, each of other classes:
+python benchmarks/partial_camvid.py $CAMVID FOLDER
 
-Writes for each team masks in which the other team's classes are `background` (index 11; void becomes 255), and an instances JSON that
-lists every category but holds the team's objects alone, as annotation tools export them; and complete validation masks with void 255.
+Writes for each team masks in which the other team's classes are `background` (index 11; void becomes 255),
+and an instances JSON that lists every category but holds the team's objects alone, as annotation tools export
+them; and complete validation masks with void 255.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Run a study over its seeds and write its table: python benchmarks/study.py configs/studies/NAME.yaml [--save]"""
+"""Run a study over its seeds and write its table:
+python benchmarks/study.py configs/studies/NAME.yaml [--save]"""
 
 import argparse
 import shutil
@@ -20,7 +21,9 @@ def main(args: argparse.Namespace) -> int:
     if args.save:
         RESULTS.mkdir(exist_ok=True)
         for ending in ("json", "md"):
-            shutil.copy(Path(results["dir"]) / f"results.{ending}", RESULTS / f"{Path(args.study).stem}.{ending}")
+            shutil.copy(
+                Path(results["dir"]) / f"results.{ending}", RESULTS / f"{Path(args.study).stem}.{ending}"
+            )
     return 0
 
 

@@ -23,7 +23,9 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     A reader, or a crash at any moment, finds the old file or the new one, never a part.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # mkstemp's files can be read by their owner alone
+    temporary = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.part"
+    )  # mkstemp's files can be read by their owner alone
     try:
         with temporary.open("wb") as file:
             yield file

@@ -25,12 +25,13 @@ class Batch:
     """One padded batch; nothing downstream loops over images.
 
     images: float [B,3,H,W], RGB in [0,1]; each model normalises for itself.
-    targets: by task name; a task that is missing is labelled in no image of the batch. Every tensor has B rows; ``labelled`` bool
-        [B] is always there, ``known`` bool [B,C] where some images come from sets that label only some
-        classes; the other tensors depend on the kind (``Task.packed``).
+    targets: by task name; a task that is missing is labelled in no image of the batch. Every tensor has B
+        rows; ``labelled`` bool [B] is always there, ``known`` bool [B,C] where some images come from sets
+        that label only some classes; the other tensors depend on the kind (``Task.packed``).
     indices: long [B], the images' indices in their data set.
     truths: evaluation only: one ``Truth`` per image, labels at the original size. Stays on the host.
-    teacher_images: by (H, W), the same images at the sizes of teachers whose input is larger than the student's.
+    teacher_images: by (H, W), the same images at the sizes of teachers whose input is larger than the
+    student's.
     """
 
     images: Tensor
@@ -41,7 +42,8 @@ class Batch:
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
         """The batch on ``device``. uint8 images travel as bytes and become float [0,1] there."""
-        # images leave the loader as [B,H,W,C] in memory, which is channels_last: the other layout needs a copy
+        # images leave the loader as [B,H,W,C] in memory, which is channels_last: the other layout needs a
+        # copy
         memory = torch.channels_last if channels_last else torch.contiguous_format
 
         def moved(images: Tensor) -> Tensor:
@@ -57,7 +59,11 @@ class Batch:
         """A batch of only the images ``rows`` (long), with their targets; without truths and
         teacher_images."""
         targets = _each(self.targets, lambda t: t[rows])
-        return Batch(self.images[rows], targets, None if self.indices is None else self.indices[rows.to(self.indices.device)])
+        return Batch(
+            self.images[rows],
+            targets,
+            None if self.indices is None else self.indices[rows.to(self.indices.device)],
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """The state that a loader process sends. Small tensors are copied into the message: each shared one
@@ -65,7 +71,9 @@ class Batch:
         return {**vars(self), "indices": _packed(self.indices), "targets": _each(self.targets, _packed)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, indices=_unpacked(state["indices"]), targets=_each(state["targets"], _unpacked))
+        vars(self).update(
+            state, indices=_unpacked(state["indices"]), targets=_each(state["targets"], _unpacked)
+        )
 
     def pin_memory(self) -> Batch:
         """In page-locked memory. The loader's pinning thread leaves classes without this method as they are."""
@@ -78,7 +86,11 @@ SMALL = 2**14  # bytes
 
 
 def _packed(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes < SMALL else value
+    return (
+        value.numpy()
+        if isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes < SMALL
+        else value
+    )
 
 
 def _unpacked(value: Any) -> Any:
@@ -101,7 +113,8 @@ class PaddedDetections(NamedTuple):
 
     @classmethod
     def padded(cls, images: Sequence[Any]) -> PaddedDetections:
-        """Each image's own boxes [K,4], scores [K] and classes [K] (``PaddedDetections`` or ``Detections``) -> all in one."""
+        """Each image's own boxes [K,4], scores [K] and classes [K] (``PaddedDetections`` or ``Detections``)
+        -> all in one."""
         return cls(
             pad_sequence([image.boxes for image in images], batch_first=True),
             pad_sequence([image.scores for image in images], batch_first=True),
@@ -112,8 +125,8 @@ class PaddedDetections(NamedTuple):
 class DensePredictions(NamedTuple):
     """A detector's predictions at its own anchor points, before suppression.
 
-    boxes [B,A,4] x1,y1,x2,y2 in pixels, scores [B,A,C] in [0,1]; where they come from, None where that is not known: anchor_points
-    [A,2] x,y in pixels, strides [A].
+    boxes [B,A,4] x1,y1,x2,y2 in pixels, scores [B,A,C] in [0,1]; where they come from, None where that is not
+    known: anchor_points [A,2] x,y in pixels, strides [A].
     """
 
     boxes: Tensor
@@ -123,7 +136,8 @@ class DensePredictions(NamedTuple):
 
 
 class CellPredictions(NamedTuple):
-    """A detection head's raw outputs [B,N,4+1+C], and where its N cells are: centres [N,2] x,y and strides [N] in pixels."""
+    """A detection head's raw outputs [B,N,4+1+C], and where its N cells are: centres [N,2] x,y and strides
+    [N] in pixels."""
 
     raw: Tensor
     centres: Tensor

@@ -31,7 +31,9 @@ def save(path: str | Path, content: dict[str, Any]) -> None:
         with replacing(path) as file:
             torch.save({"format": FORMAT, **content}, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-        raise UserError(f"{path} cannot be written ({error}); free space there, then go on with --resume") from None
+        raise UserError(
+            f"{path} cannot be written ({error}); free space there, then go on with --resume"
+        ) from None
 
 
 def load(path: str | Path, where: str) -> dict[str, Any]:
@@ -39,22 +41,33 @@ def load(path: str | Path, where: str) -> dict[str, Any]:
     damaged or something else."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{where}: there is no checkpoint {path}; give the path of a best.pt or last.pt of a run")
+        raise UserError(
+            f"{where}: there is no checkpoint {path}; give the path of a best.pt or last.pt of a run"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise many kinds
         if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run the code in it
             raise UserError(
-                f"{where}: {path} is no checkpoint: it holds pickled code, which is never run, or is no torch file"
+                f"{where}: {path} is no checkpoint: it holds pickled code, which is never run, or is no "
+                f"torch file"
             ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason = "torch reads it only by running what is in it" if "weights_only" in reason else reason
-        raise UserError(f"{where}: {path} cannot be read as a checkpoint ({reason}); it is damaged or something else") from None
+        raise UserError(
+            f"{where}: {path} cannot be read as a checkpoint ({reason}); it is damaged or something else"
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        hint = "; weights of another program are a source of their own, state_dict" if where.startswith("teacher") else ""
+        hint = (
+            "; weights of another program are a source of their own, state_dict"
+            if where.startswith("teacher")
+            else ""
+        )
         raise UserError(f"{where}: {path} is not a checkpoint written by tools/train.py{hint}")
     if lacking := [key for key in NEEDED if key not in content]:
-        raise UserError(f"{where}: {path} has no '{lacking[0]}': it is damaged or of another version; train again")
+        raise UserError(
+            f"{where}: {path} has no '{lacking[0]}': it is damaged or of another version; train again"
+        )
     return content
 
 
@@ -64,11 +77,18 @@ def load_weights(net: nn.Module, state: dict[str, torch.Tensor], where: str) -> 
     own = net.state_dict()
     for name in sorted(set(own) | set(state)):
         if name not in own or name not in state:
-            raise UserError(f"{where}: the tensor '{name}' is {'not in the network' if name in state else 'missing'}")
+            raise UserError(
+                f"{where}: the tensor '{name}' is {'not in the network' if name in state else 'missing'}"
+            )
         if own[name].shape != state[name].shape:
-            raise UserError(f"{where}: '{name}' is {list(state[name].shape)}, the network has {list(own[name].shape)}")
+            raise UserError(
+                f"{where}: '{name}' is {list(state[name].shape)}, the network has {list(own[name].shape)}"
+            )
         if not state[name].isfinite().all():
-            raise UserError(f"{where}: '{name}' holds values that are not finite; the network is of no use, train it again")
+            raise UserError(
+                f"{where}: '{name}' holds values that are not finite; the network is of no use, train it "
+                f"again"
+            )
     net.load_state_dict(state)
 
 
@@ -82,7 +102,11 @@ def digest_of(state: dict[str, torch.Tensor]) -> str:
     sha = hashlib.sha256()
     for name, value in state.items():
         sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        sha.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            if value.numel()
+            else b""
+        )
     return sha.hexdigest()
 
 

@@ -16,7 +16,8 @@ from .errors import UserError
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 PAIR = (
-    "torch and torchvision do not match: torchvision's compiled operators are missing (torchvision::nms). This happens when a "
+    "torch and torchvision do not match: torchvision's compiled operators are missing (torchvision::nms). "
+    "This happens when a "
     "CPU-only torch stands beside the plain torchvision. Install both from the same index, e.g. "
     "pip install --force-reinstall torch torchvision; the plain ones run on CPU too"
 )
@@ -41,9 +42,13 @@ def run_tool(main: Callable[[argparse.Namespace], int], parser: argparse.Argumen
         print(f"error: {error.filename or 'operating system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's error; torch may not be imported
+        if (
+            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's error; torch may not be imported
             raise
-        print("error: out of memory; lower train.batch_size, data.input_size or data.workers", file=sys.stderr)
+        print(
+            "error: out of memory; lower train.batch_size, data.input_size or data.workers", file=sys.stderr
+        )
         return 2
 
 

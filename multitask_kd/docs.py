@@ -51,7 +51,12 @@ def config_page() -> str:
         for part, owner in (("hard", kind), ("head", kind.Head), ("decode", kind.decode)):
             parts += _component(f"{name}.{part}", owner)
     parts += _schedules()
-    parts += ["## Studies", "", "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.", ""]
+    parts += [
+        "## Studies",
+        "",
+        "Several runs over seeds and one table: `python benchmarks/study.py STUDY.yaml`.",
+        "",
+    ]
     parts += _sections(Study, "")
     parts += [
         "## Searches",
@@ -60,14 +65,22 @@ def config_page() -> str:
         "",
     ]
     parts += _sections(Search, "")
-    parts += ["## Pipelines", "", "From a trained network to a small one: `python tools/pipeline.py --config PIPELINE.yaml`.", ""]
+    parts += [
+        "## Pipelines",
+        "",
+        "From a trained network to a small one: `python tools/pipeline.py --config PIPELINE.yaml`.",
+        "",
+    ]
     return "\n".join([*parts, *_sections(Pipeline, "")]).rstrip() + "\n"
 
 
 def _schedules() -> list[str]:
     """The section on schedules, which a key takes in place of a number."""
     parts = ["## Schedules", "", "Where the tables say schedule, a number or one of these, e.g.", ""]
-    parts += ["`alpha: {schedule: linear, start: 0.2, end: 0.8}`; progress runs from 0 to 1 over `train.steps`.", ""]
+    parts += [
+        "`alpha: {schedule: linear, start: 0.2, end: 0.8}`; progress runs from 0 to 1 over `train.steps`.",
+        "",
+    ]
     for kind in dict.fromkeys(SCHEDULES.values()):
         names = ", ".join(f"`{name}`" for name, section in SCHEDULES.items() if section is kind)
         rows = [_row(key, field) for key, field in kind.model_fields.items() if key != "schedule"]
@@ -104,7 +117,10 @@ def _sections(section: type[Section], path: str, hidden: tuple[str, ...] = ()) -
 
 def _nested(annotation: Any) -> type[Section] | None:
     found = [annotation, *get_args(annotation)]
-    return next((a for a in found if isinstance(a, type) and issubclass(a, Section) and a not in SCHEDULES.values()), None)
+    return next(
+        (a for a in found if isinstance(a, type) and issubclass(a, Section) and a not in SCHEDULES.values()),
+        None,
+    )
 
 
 def _type(annotation: Any) -> str:
@@ -115,9 +131,13 @@ def _type(annotation: Any) -> str:
         return "any value"
     origin = get_origin(annotation)
     if origin is None:
-        return {"NoneType": "null", "str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-            getattr(annotation, "__name__", str(annotation)), "section"
-        )
+        return {
+            "NoneType": "null",
+            "str": "text",
+            "int": "whole number",
+            "float": "number",
+            "bool": "true or false",
+        }.get(getattr(annotation, "__name__", str(annotation)), "section")
     if origin is dict:
         return "mapping"
     if origin in (tuple, list):
@@ -143,9 +163,14 @@ def _default(field: Any) -> str:
 
 def _fits(loss: Any) -> str:
     """Where a loss may be used, in one line."""
-    where = [f"`tasks.<name>.soft` of kind {kind}, `distill` between the heads of such a task" for kind in loss.kinds]
+    where = [
+        f"`tasks.<name>.soft` of kind {kind}, `distill` between the heads of such a task"
+        for kind in loss.kinds
+    ]
     where += ["`distill` between feature maps"] if loss.maps else []
-    scheduled = f" A schedule may change {', '.join(f'`{o}`' for o in loss.scheduled)}." if loss.scheduled else ""
+    scheduled = (
+        f" A schedule may change {', '.join(f'`{o}`' for o in loss.scheduled)}." if loss.scheduled else ""
+    )
     return f"For {'; '.join(where)}.{scheduled}\n\n"
 
 

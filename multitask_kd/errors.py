@@ -41,5 +41,13 @@ def as_user_error(where: str, make: Callable[..., T], *args: Any, **kwargs: Any)
     ``where``, the key path."""
     try:
         return make(*args, **kwargs)
-    except (ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"{where}: {error}") from None

@@ -18,7 +18,9 @@ def resolve_device(name: str) -> torch.device:
     if found is None or found.type not in ("cpu", "cuda"):
         raise UserError(f"run.device: '{name}' is none of auto, cpu, cuda, cuda:N")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"run.device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+        raise UserError(
+            f"run.device: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return found
 
 

@@ -15,7 +15,12 @@ T = TypeVar("T", bound=type)
 
 
 # What a YAML value must be, by the type of an option's default.
-_KINDS = {bool: (bool, "true or false"), int: (int, "a whole number"), float: ((int, float), "a number"), str: (str, "a text")}
+_KINDS = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text"),
+}
 
 
 def options_of(component: Callable) -> dict[str, inspect.Parameter]:
@@ -25,8 +30,11 @@ def options_of(component: Callable) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
-def check_options(component: Callable, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()) -> None:
-    """Raise UserError for an option that ``component`` does not have, one of the wrong type, or a missing one.
+def check_options(
+    component: Callable, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()
+) -> None:
+    """Raise UserError for an option that ``component`` does not have, one of the wrong type, or a missing
+    one.
 
     beside: other keys that are allowed at the same level, for the suggestion of the nearest known name.
     """
@@ -35,7 +43,9 @@ def check_options(component: Callable, options: Mapping[str, Any], where: str, b
         if key not in known:
             raise UserError(f"{where}.{key}: no such option; {did_you_mean(key, [*known, *beside])}")
         kind = _KINDS.get(type(known[key].default))
-        if kind is not None and not (isinstance(value, kind[0]) and isinstance(value, bool) == (kind[0] is bool)):
+        if kind is not None and not (
+            isinstance(value, kind[0]) and isinstance(value, bool) == (kind[0] is bool)
+        ):
             raise UserError(f"{where}.{key}: needs {kind[1]}, not {value!r}")
     missing = [k for k, p in known.items() if p.default is p.empty and k not in options]
     if missing:
@@ -68,7 +78,8 @@ class Registry:
         return self._entries[name]
 
     def check(self, name: str, options: Mapping[str, Any], where: str, beside: Iterable[str] = ()) -> None:
-        """Raise UserError for an unknown component, an unknown option or a missing one (see ``check_options``)."""
+        """Raise UserError for an unknown component, an unknown option or a missing one (see
+        ``check_options``)."""
         check_options(self.get(name, where), options, where, beside)
 
     def build(self, name: str, options: Mapping[str, Any], where: str, *args: Any) -> Any:

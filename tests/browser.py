@@ -1,4 +1,5 @@
-"""A page in headless Chromium, driven over a pipe (Chrome DevTools Protocol): no driver and no package besides the browser."""
+"""A page in headless Chromium, driven over a pipe (Chrome DevTools Protocol): no driver and no package
+besides the browser."""
 
 import base64
 import json
@@ -23,8 +24,18 @@ class Browser:
         self._number, self._session, self._loaded, self._rest, self._queue = 0, None, False, b"", []
         to_it, self._out = os.pipe()
         self._in, from_it = os.pipe()
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+        ]
+        flags += [
+            "--disable-background-networking",
+            "--disable-component-update",
+            f"--user-data-dir={profile}",
+        ]
 
         def places():  # the browser reads descriptor 3 and writes 4
             kept = os.dup(to_it), os.dup(from_it)
@@ -38,7 +49,9 @@ class Browser:
         os.close(to_it)
         os.close(from_it)
         os.set_blocking(self._in, False)
-        target = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
+        target = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")[
+            "targetId"
+        ]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
@@ -95,7 +108,13 @@ class Browser:
 
     def open(self, path, width=1200, height=900, dark=False):
         """Load a file at a width in pixels, below 500 px as a phone shows it."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
         feature = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=feature)
         self._loaded = False
@@ -117,7 +136,9 @@ class Browser:
 
     def shoot(self, path):
         """A PNG of the whole page."""
-        path.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        )
 
     def printed(self, path):
         """A PDF of the page."""

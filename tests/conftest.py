@@ -72,7 +72,9 @@ def tiny(raw):
 def teacher_run(tiny, tmp_path_factory):
     """A folder with a trained teacher: wider than the student, with the same cells."""
     folder = tmp_path_factory.mktemp("teacher") / "run"
-    train(tiny(folder, {"model.width": 16, "train.steps": 2, "run.seed": 7, "train.ema": 0, "eval.pictures": 0}))
+    train(
+        tiny(folder, {"model.width": 16, "train.steps": 2, "run.seed": 7, "train.ema": 0, "eval.pictures": 0})
+    )
     return folder
 
 
@@ -81,7 +83,12 @@ def learnt_run(tiny, tmp_path_factory):
     """A folder with a network that finds some of the objects of its validation set."""
     folder = tmp_path_factory.mktemp("learnt") / "run"
     still = {"flip": 0.0, "brightness": 0.0}
-    changes = {"data.train": {"split": "val", "count": 5}, "data.augment": still, "train.steps": 60, "train.log_every": 20}
+    changes = {
+        "data.train": {"split": "val", "count": 5},
+        "data.augment": still,
+        "train.steps": 60,
+        "train.log_every": 20,
+    }
     more = {"train.save_every": 60, "train.ema": 0, "eval.pictures": 0, "train.optimizer": {"lr": 1e-2}}
     train(tiny(folder, changes | more))
     return folder
@@ -90,7 +97,11 @@ def learnt_run(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def distilled(teacher_run):
     """Changes for ``tiny`` and ``raw``: both tasks taught by the teacher."""
-    return {"tasks.seg": SEG_SOFT, "tasks.det": DET_SOFT, "teacher": {"path": str(teacher_run / "best.pt"), "amp": "none"}}
+    return {
+        "tasks.seg": SEG_SOFT,
+        "tasks.det": DET_SOFT,
+        "teacher": {"path": str(teacher_run / "best.pt"), "amp": "none"},
+    }
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +117,8 @@ def read_lines():
 
 @pytest.fixture
 def real():
-    """real("samples/voc_real") -> that folder of real data; without MTKD_REAL_DATA, or without it there, the test is skipped."""
+    """real("samples/voc_real") -> that folder of real data; without MTKD_REAL_DATA, or without it there, the
+    test is skipped."""
 
     def folder(name):
         place = os.environ.get("MTKD_REAL_DATA")

@@ -19,7 +19,8 @@ def grid():
 
 
 def match(boxes, predicted, *, classes=None, objectness=None, class_logits=None, **options):
-    """simota for one image; ``predicted`` maps cell -> box, other cells predict far away. Logits are equal unless given."""
+    """simota for one image; ``predicted`` maps cell -> box, other cells predict far away. Logits are equal
+    unless given."""
     centres, scales = grid()
     cell_boxes = torch.tensor([[predicted.get(i, AWAY) for i in range(16)]])
     return simota(
@@ -127,8 +128,8 @@ def test_at_least_one_cell_even_without_any_overlap():
 
 
 def test_a_cell_outside_the_box_waits_until_those_inside_are_taken():
-    # Every one of 16 cells predicts the box: IoUs of the best 10 sum to 10. Four lie inside, so six come from outside,
-    # all within 2.5 strides of the centre. With candidates=4, only the four inside.
+    # Every one of 16 cells predicts the box: IoUs of the best 10 sum to 10. Four lie inside, so six come from
+    # outside, all within 2.5 strides of the centre. With candidates=4, only the four inside.
     everywhere = {i: of_iou(1.0) for i in range(16)}
     logits = torch.zeros(1, 16, 1)
     logits[0, 0] = 10.0  # the best score of all does not make up for being outside
@@ -139,14 +140,19 @@ def test_a_cell_outside_the_box_waits_until_those_inside_are_taken():
 
 
 def test_a_cell_in_the_box_but_far_from_its_centre_waits_too():
-    box = [0.0, 0, 32, 8]  # cells 0..3; its centre is (16, 4); radius 1 stride = 8 pixels: |4 - 16| = 12 is outside
+    box = [
+        0.0,
+        0,
+        32,
+        8,
+    ]  # cells 0..3; its centre is (16, 4); radius 1 stride = 8 pixels: |4 - 16| = 12 is outside
     found = match([box], {0: tuple(box), 1: (0.0, 0.0, 32.0, 4.0)}, radius=1.0)  # IoUs 1 + 1/2 -> one cell
     assert chosen(found) == [1]
 
 
 def test_two_boxes_that_want_one_cell():
-    # Only the centre (12, 12) of cell 5 lies in either. Cell 5 predicts the first exactly, and overlaps the second by
-    # 7 * 7 / (64 + 64 - 49) = .62: it goes to the first, and the second is left without.
+    # Only the centre (12, 12) of cell 5 lies in either. Cell 5 predicts the first exactly, and overlaps the
+    # second by 7 * 7 / (64 + 64 - 49) = .62: it goes to the first, and the second is left without.
     first, second = [8.0, 8, 16, 16], [9.0, 9, 17, 17]
     found = match([first, second], {5: tuple(first)})
     assert chosen(found) == [5] and found.box[0, 5] == 0
@@ -195,7 +201,15 @@ def test_no_boxes_at_all():
 def test_fewer_cells_than_candidates():
     centres, scales = cells((8, 16), (8,), CPU)  # two cells
     box = torch.tensor([[[0.0, 0, 16, 8]]])
-    found = simota(box, torch.tensor([[0]]), box.expand(1, 2, 4), torch.zeros(1, 2), torch.zeros(1, 2, 1), centres, scales)
+    found = simota(
+        box,
+        torch.tensor([[0]]),
+        box.expand(1, 2, 4),
+        torch.zeros(1, 2),
+        torch.zeros(1, 2, 1),
+        centres,
+        scales,
+    )
     assert found.positive.tolist() == [[True, True]]  # IoUs 1 + 1
 
 

@@ -19,4 +19,6 @@ def test_what_is_written_takes_the_place_of_the_old_file_and_a_failure_leaves_it
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     plain = tmp_path / "plain"
     plain.write_bytes(b"")
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)  # others may read it as they may any file
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(
+        plain.stat().st_mode
+    )  # others may read it as they may any file

@@ -54,7 +54,8 @@ def test_the_mean_of_probabilities_by_hand():
 
 
 def test_each_class_over_those_that_know_it():
-    # class 1: (.6 + .2) / 2 = .4; class 0 of the first alone .4, class 2 of the second alone .8; of 1.6 together
+    # class 1: (.6 + .2) / 2 = .4; class 0 of the first alone .4, class 2 of the second alone .8; of 1.6
+    # together
     mean, _ = mean_logits([pixel(0.4, 0.6, None), pixel(None, 0.2, 0.8)], [None, None], [(0, 1), (1, 2)])
     assert mean.flatten().exp().tolist() == pytest.approx([0.4 / 1.6, 0.4 / 1.6, 0.8 / 1.6], rel=1e-5)
     # a class that nobody knows
@@ -219,7 +220,8 @@ def test_other_classes_and_other_locations_are_other_objects():
 
 
 def test_a_detection_is_of_one_object():
-    # two objects, IoU 7 / 13; the second teacher's box is nearer to the first (9 / 11) than to the other (8 / 12)
+    # two objects, IoU 7 / 13; the second teacher's box is nearer to the first (9 / 11) than to the other (8 /
+    # 12)
     a, b = found([(0, 0, 10, 10, 0.9, 0), (3, 0, 13, 10, 0.8, 0)]), found([(1, 0, 11, 10, 0.6, 0)])
     mean = mean_detections([a, b], [ALL, ALL])
     assert mean.scores[0].tolist() == pytest.approx([0.75, 0.4])

@@ -64,8 +64,20 @@ def test_uncertainty_by_hand():
     with torch.no_grad():
         for name, value in {"seg": math.log(2), "det": -math.log(3), "distill/cwd": 0.5}.items():
             balance.log_variance[name].fill_(value)
-    weights = {"seg.hard.ce": 4.0, "det.hard.box": 1.0, "det.hard.class": 0.5, "seg.soft.kl": 2.0, "distill.cwd": 1.0}
-    losses = {"seg.hard.ce": 1.0, "det.hard.box": 2.0, "det.hard.class": 4.0, "seg.soft.kl": 3.0, "distill.cwd": 7.0}
+    weights = {
+        "seg.hard.ce": 4.0,
+        "det.hard.box": 1.0,
+        "det.hard.class": 0.5,
+        "seg.soft.kl": 2.0,
+        "distill.cwd": 1.0,
+    }
+    losses = {
+        "seg.hard.ce": 1.0,
+        "det.hard.box": 2.0,
+        "det.hard.class": 4.0,
+        "seg.soft.kl": 3.0,
+        "distill.cwd": 7.0,
+    }
     total, weighted, _ = Objective(weights, NAMES, balance)({k: torch.tensor(v) for k, v in losses.items()})
     # seg (4 + 6) / 2 + ln 2; det (2 + 2) * 3 - ln 3; the term 7 e^-.5 + .5
     expected = 5 + math.log(2) + 12 - math.log(3) + 7 * math.exp(-0.5) + 0.5
@@ -108,7 +120,9 @@ def test_uncertainty_keeps_names_with_points():
     other.load_state_dict(balance.state_dict())
     sums = numbers(seg=1.0, det=1.0, distill_cwd=1.0)
     found = other.factors(sums, ())
-    assert {k: v.item() for k, v in found.items()} == pytest.approx({g: math.exp(-i - 1) for i, g in enumerate(TASKS)})
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(
+        {g: math.exp(-i - 1) for i, g in enumerate(TASKS)}
+    )
 
 
 # --- dynamic weight average
@@ -146,7 +160,10 @@ def test_dwa_factors_enter_the_total_without_gradient_of_their_own():
     objective = Objective({"seg.hard.ce": 2.0, "det.hard.box": 1.0}, ["seg.hard.ce", "det.hard.box"], balance)
     for seg, det in ((2.0, 1.0), (2.0, 0.5)):
         objective({"seg.hard.ce": torch.tensor(seg), "det.hard.box": torch.tensor(det)})
-    own = {"seg.hard.ce": torch.tensor(3.0, requires_grad=True), "det.hard.box": torch.tensor(3.0, requires_grad=True)}
+    own = {
+        "seg.hard.ce": torch.tensor(3.0, requires_grad=True),
+        "det.hard.box": torch.tensor(3.0, requires_grad=True),
+    }
     total, weighted, _ = objective(own)
     # r = (1, .5) as above; the weights 2 and 1 stand before the factors
     seg, det = 2 * HALF / (HALF + QUARTER), 2 * QUARTER / (HALF + QUARTER)
@@ -287,9 +304,13 @@ def test_a_batch_without_hard_losses_or_without_a_group_is_survived():
     objective = Objective(dict.fromkeys(NAMES, 1.0), NAMES, balance)
     losses, shared = Three()(1.0)
     soft = {k: v for k, v in losses.items() if ".hard." not in k}
-    assert {k: v.item() for k, v in objective(soft, 0.0, shared)[1].items()} == {k: v.item() for k, v in soft.items()}
+    assert {k: v.item() for k, v in objective(soft, 0.0, shared)[1].items()} == {
+        k: v.item() for k, v in soft.items()
+    }
     after = norms(objective({k: v for k, v in losses.items() if k != "distill.cwd"}, 0.0, shared)[1], shared)
-    assert set(after) == {"hard", "seg.soft"} and after["seg.soft"] == pytest.approx(0.5 * after["hard"], rel=1e-4)
+    assert set(after) == {"hard", "seg.soft"} and after["seg.soft"] == pytest.approx(
+        0.5 * after["hard"], rel=1e-4
+    )
 
 
 def test_a_group_whose_weight_is_still_0_is_measured_when_it_counts():
@@ -312,7 +333,9 @@ def test_a_measurement_of_the_hard_losses_that_is_not_finite_leaves_the_factor()
     balance = GradientNorm(KINDS, share=0.5, every=1, momentum=0.5)
     pull(balance)
     losses, shared = Three()(1.0)
-    balance.factors(grouped(losses | {"seg.hard.ce": losses["seg.hard.ce"] * float("inf")}, hard_together), shared)
+    balance.factors(
+        grouped(losses | {"seg.hard.ce": losses["seg.hard.ce"] * float("inf")}, hard_together), shared
+    )
     for _ in range(2):
         after = pull(balance)
     assert after["distill.cwd"] == pytest.approx(0.5 * after["hard"], rel=1e-4)

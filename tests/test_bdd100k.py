@@ -36,13 +36,17 @@ def lane() -> dict:
 
 
 class Tree:
-    """A set under ``root`` that a test bends before ``open``. Images a: two boxes, b: none, c: not in the labels."""
+    """A set under ``root`` that a test bends before ``open``. Images a: two boxes, b: none, c: not in the
+    labels."""
 
     def __init__(self, root: Path):
         self.root = root
         self.frames: Any = [
             {"name": "b.jpg", "labels": None},
-            {"name": "a.jpg", "labels": [label("car", (1, 2, 5.5, 6)), lane(), label("bus", (0, 0, 9, 9), crowd=True)]},
+            {
+                "name": "a.jpg",
+                "labels": [label("car", (1, 2, 5.5, 6)), lane(), label("bus", (0, 0, 9, 9), crowd=True)],
+            },
         ]
 
     def image(self, path: str, shape=(HEIGHT, WIDTH, 3)) -> None:
@@ -153,7 +157,11 @@ def test_unknown_categories_are_left_out_and_counted(official):
 
 
 def test_classes_chosen_and_merged(official):
-    official.frames[1]["labels"] += [label("van", (0, 0, 3, 3)), label("trailer", (0, 0, 2, 2)), label("rider", (0, 0, 1, 1))]
+    official.frames[1]["labels"] += [
+        label("van", (0, 0, 3, 3)),
+        label("trailer", (0, 0, 2, 2)),
+        label("rider", (0, 0, 1, 1)),
+    ]
     merge = {"car": "vehicle", "bus": "vehicle", "truck": "vehicle", "train": "vehicle"}
     data = official.open(det_merge=merge)
     assert data.classes["det"] == (
@@ -164,7 +172,9 @@ def test_classes_chosen_and_merged(official):
     assert merged.crowd.tolist() == [False, True, False, True, False]
     data = official.open(det_merge=merge, det_classes=["vehicle"])
     assert data.classes["det"] == ("vehicle",) and data.read(0).labels["det"].classes.tolist() == [0, 0, 0, 0]
-    data = official.open(det_merge={"trailer": "trailer"}, det_classes=["rider", "trailer"])  # named, so not ignored
+    data = official.open(
+        det_merge={"trailer": "trailer"}, det_classes=["rider", "trailer"]
+    )  # named, so not ignored
     named = data.read(0).labels["det"]
     assert named.classes.tolist() == [1, 0] and not named.crowd.any()
     assert official.open(det_classes=["bus", "car"]).read(0).labels["det"].classes.tolist() == [1, 0, 1]
@@ -177,10 +187,18 @@ def test_classes_chosen_and_merged(official):
 
 
 def test_bad_boxes_are_dropped_and_counted(official):
-    official.frames[1]["labels"] += [label("car", (20, 1, 22, 3)), label("car", (3, 3, 3, 5)), label("car", (14, 7, 20, 20))]
+    official.frames[1]["labels"] += [
+        label("car", (20, 1, 22, 3)),
+        label("car", (3, 3, 3, 5)),
+        label("car", (14, 7, 20, 20)),
+    ]
     data = official.open()
     assert data.read(0).labels["det"].boxes[2:].tolist() == [[14, 7, WIDTH, HEIGHT]]
-    assert data.faults["boxes outside the image (dropped)"] == data.faults["boxes of zero or negative size (dropped)"] == 1
+    assert (
+        data.faults["boxes outside the image (dropped)"]
+        == data.faults["boxes of zero or negative size (dropped)"]
+        == 1
+    )
 
 
 def test_boxes_of_another_size_than_the_image(official):
@@ -208,7 +226,9 @@ def test_drivable_masks(official):
     assert sample.labels["seg"].ravel()[:5].tolist() == [0, 1, 2, IGNORE, 2]
     assert len(sample.labels["det"]) == 2
     assert "seg" not in data.read(2).labels and data.faults["images without a mask (not labelled)"] == 1
-    merged = official.open(masks="drivable", seg_merge={"direct": "drivable", "alternative": "drivable"}, boxes=False)
+    merged = official.open(
+        masks="drivable", seg_merge={"direct": "drivable", "alternative": "drivable"}, boxes=False
+    )
     assert merged.classes == {"seg": ("drivable", "background")} and "det" not in merged.read(0).labels
     assert merged.read(0).labels["seg"].ravel()[:5].tolist() == [0, 0, 1, IGNORE, 1]
     with says("seg_merge", "'direkt'", "did you mean 'direct'"):
@@ -237,7 +257,11 @@ def test_lane_masks_are_bits(official):
         "single white", "single white", "crosswalk", "background", "background"
     ]  # fmt: skip
     data = official.open(masks="lane", seg_merge={"crosswalk": "background", "single white": "lane"})
-    assert data.classes["seg"][0] == "background" and "lane" in data.classes["seg"] and len(data.classes["seg"]) == 8
+    assert (
+        data.classes["seg"][0] == "background"
+        and "lane" in data.classes["seg"]
+        and len(data.classes["seg"]) == 8
+    )
 
 
 def test_per_image_masks_are_brightness(per_image):
@@ -258,7 +282,9 @@ def test_per_image_masks_that_are_none(per_image):
     per_image.mask("da_seg_annotations/train/a.png", 0, 1, 2)
     with says("a.png", "official masks", "tree: official"):
         per_image.open(masks="drivable").read(0)
-    Image.fromarray(np.full((HEIGHT, WIDTH, 3), (200, 0, 0), np.uint8)).save(per_image.root / "da_seg_annotations/train/a.png")
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), (200, 0, 0), np.uint8)).save(
+        per_image.root / "da_seg_annotations/train/a.png"
+    )
     with says("a.png", "in colour"):
         per_image.open(masks="drivable").read(0)
     (per_image.root / "da_seg_annotations/train/a.png").write_bytes(b"no image")
@@ -493,9 +519,18 @@ OFFICIAL_FAULTS = [
     ([{"name": "a.jpg", "labels": [5]}], ["object 0 of 'a'", "'category'"]),
     ([{"name": "a.jpg", "labels": [label("car") | {"category": 3}]}], ["object 0 of 'a'", "'category'"]),
     ([{"name": "a.jpg", "labels": [label("car", ("1", 2, 3, 4))]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
-    ([{"name": "a.jpg", "labels": [label("car", (1, 2, 3, float("nan")))]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
-    ([{"name": "a.jpg", "labels": [label("car") | {"box2d": {"x1": 1}}]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
-    ([{"name": "a.jpg", "labels": [label("car") | {"box2d": lane()}]}], ["object 0 of 'a'", "x1, y1, x2, y2"]),
+    (
+        [{"name": "a.jpg", "labels": [label("car", (1, 2, 3, float("nan")))]}],
+        ["object 0 of 'a'", "x1, y1, x2, y2"],
+    ),
+    (
+        [{"name": "a.jpg", "labels": [label("car") | {"box2d": {"x1": 1}}]}],
+        ["object 0 of 'a'", "x1, y1, x2, y2"],
+    ),
+    (
+        [{"name": "a.jpg", "labels": [label("car") | {"box2d": lane()}]}],
+        ["object 0 of 'a'", "x1, y1, x2, y2"],
+    ),
 ]
 
 
@@ -545,7 +580,8 @@ def test_options_that_contradict(official):
 
 @pytest.mark.real_data
 def test_official_label_files_with_real_frames(real, tmp_path):
-    """Frames and labels of different scenes, brought together under one name: the files are real, the match is not."""
+    """Frames and labels of different scenes, brought together under one name: the files are real, the match
+    is not."""
     cases = real("samples/bdd100k_official_testcases")
     frames = sorted(real("samples/bdd100k_images_unlabeled").glob("*.jpg"))
     names = ["00091078-875c1f73-0000166", "00091078-875c1f73-0000167", "fe189115-9981a740"]

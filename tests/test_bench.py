@@ -48,7 +48,14 @@ def test_ratios_are_those_of_the_times_beside_them(figures):
 
 def test_every_part_is_timed(figures):
     parts = figures["parts_ms"]
-    expected = {"teacher forward", "student forward", "seg.hard", "det.hard", "seg.soft.kl", "det.soft.det_mse"}
+    expected = {
+        "teacher forward",
+        "student forward",
+        "seg.hard",
+        "det.hard",
+        "seg.soft.kl",
+        "det.soft.det_mse",
+    }
     assert expected | {"distill.logits", "distill.p3", "optimizer", "average of weights"} == set(parts)
     assert all(spent > 0 for spent in parts.values())
     assert -0.5 < figures["tapped_step_overhead"] < 0.5 and len(figures["tapped_step_overhead_rounds"]) == 1

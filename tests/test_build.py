@@ -80,7 +80,8 @@ DET_MSE = {"loss": "det_mse"}
         (
             {"tasks.sge": {}},
             "tasks.sge: ",
-            "needs kind; known: classification, depth, detection, semantic (only tasks called seg and det need ",
+            "needs kind; known: classification, depth, detection, semantic (only tasks called seg and det "
+            "need ",
         ),
         ({"tasks.det.head.dpeth": 1}, "tasks.det.head.dpeth: ", "no such option; did you mean 'depth'?"),
         ({"tasks.det.head.depth": "two"}, "tasks.det.head.depth: ", "needs a whole number, not 'two'"),
@@ -321,7 +322,8 @@ def test_code_in_a_teacher_file_never_runs(no_data, fault, distilled, tmp_path):
 def test_a_file_of_another_program(no_data, fault, distilled, tmp_path):
     torch.save({"state_dict": {"w": torch.zeros(1)}}, tmp_path / "other.pt")
     assert fault(taught(distilled, tmp_path / "other.pt")).endswith(
-        "is not a checkpoint written by tools/train.py; weights of another program are a source of their own, state_dict"
+        "is not a checkpoint written by tools/train.py; weights of another program are a source of their "
+        "own, state_dict"
     )
 
 

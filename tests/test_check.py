@@ -28,7 +28,9 @@ def ready(config):
 def sound(tiny, distilled, tmp_path):
     """A run with everything: both tasks taught, three terms, a floor that any teacher reaches."""
     teacher = distilled["teacher"] | {"floor": {"seg": 0}, "check_images": 4}
-    return lambda changes=(): ready(tiny(tmp_path / "run", {**distilled, "teacher": teacher, "distill": TERMS, **dict(changes)}))
+    return lambda changes=(): ready(
+        tiny(tmp_path / "run", {**distilled, "teacher": teacher, "distill": TERMS, **dict(changes)})
+    )
 
 
 def verdicts(run, optimizer):
@@ -49,14 +51,25 @@ def test_a_sound_run_passes_with_a_line_for_everything(sound):
     assert not proof.failed and require(proof) is None
     found = {line.what: line for line in proof.lines}
     assert found["distill.cwd taps"].detail == (
-        "student neck.p3 [4, 8, 6, 8] and teacher neck.p3 [4, 16, 6, 8]: 1x1 convolution 8 -> 16 channels, both normalised"
+        "student neck.p3 [4, 8, 6, 8] and teacher neck.p3 [4, 16, 6, 8]: 1x1 convolution 8 -> 16 channels, "
+        "both normalised"
     )
     assert "compared as they are" in found["distill.logits taps"].detail
     assert "all in the optimizer and with a gradient" in found["distill.mgd learns"].detail
-    assert {"classes of seg", "classes of det", "teacher in eval", "teacher frozen", "optimizer", "checkpoint"} <= set(found)
+    assert {
+        "classes of seg",
+        "classes of det",
+        "teacher in eval",
+        "teacher frozen",
+        "optimizer",
+        "checkpoint",
+    } <= set(found)
     assert "on 4 validation images; teacher.floor.seg asks 0" in found["teacher's seg"].detail
     parts = {"seg.hard", "seg.soft", "det.hard", "det.soft", "distill.cwd", "distill.mgd", "distill.logits"}
-    shares = [float(found[p].detail.split(" % of the total")[0]) for p in parts - {"distill.cwd", "distill.mgd", "distill.logits"}]
+    shares = [
+        float(found[p].detail.split(" % of the total")[0])
+        for p in parts - {"distill.cwd", "distill.mgd", "distill.logits"}
+    ]
     assert all(0 < s < 100 for s in shares)
     assert proof.step_seconds > 0 and "a step takes about" in closing_line(proof, run)
 
@@ -81,7 +94,9 @@ def test_nothing_of_the_run_is_changed(sound, same_weights):
 def test_a_run_with_the_check_is_the_run_without(tiny, distilled, tmp_path, same_weights):
     weights = []
     for name, checked in (("with", True), ("without", False)):
-        config = tiny(tmp_path / name, {**distilled, "distill": TERMS, "train.check": checked, "train.steps": 2})
+        config = tiny(
+            tmp_path / name, {**distilled, "distill": TERMS, "train.check": checked, "train.steps": 2}
+        )
         train(config)
         weights.append(torch.load(tmp_path / name / "best.pt", weights_only=True)["model"])
     same_weights(*weights)
@@ -113,7 +128,8 @@ def test_classes_that_the_teacher_does_not_know(sound):
     run.teachers.members["teacher"].mappings["seg"] = ClassMapping([*own[1:], "tram"], own)
     verdict, detail = verdicts(run, optimizer)["classes of seg"]
     assert verdict == LOOK and detail == (
-        f"{len(own) - 1} of {len(own)} are known to the teacher; left to the labels: {own[0]}; of no use here: tram"
+        f"{len(own) - 1} of {len(own)} are known to the teacher; left to the labels: {own[0]}; of no use "
+        f"here: tram"
     )
 
 
@@ -129,7 +145,9 @@ def test_adapter_without_a_gradient(sound):
     run, optimizer = sound()
     term = run.distiller.terms["mgd"]
     align = term.align.forward
-    term.align.forward = types.MethodType(lambda self, x: x.repeat(1, 2, 1, 1) + 0 * align(x).detach(), term.align)
+    term.align.forward = types.MethodType(
+        lambda self, x: x.repeat(1, 2, 1, 1) + 0 * align(x).detach(), term.align
+    )
     only_failure(run, optimizer, "distill.mgd learns", "align.weight gets no gradient")
 
 
@@ -162,7 +180,9 @@ def test_term_that_is_zero(sound):
 def test_a_weight_that_is_zero_on_purpose_or_for_a_while_does_not_fail(sound, changes, looks):
     found = verdicts(*sound(changes))
     assert not [name for name, (verdict, _) in found.items() if verdict == FAIL]
-    assert {name for name, (_, detail) in found.items() if "weight is 0 from beginning to end" in detail} == looks
+    assert {
+        name for name, (_, detail) in found.items() if "weight is 0 from beginning to end" in detail
+    } == looks
 
 
 def test_an_average_that_is_still_the_student_does_not_fail(sound):
@@ -188,7 +208,9 @@ def test_term_that_is_not_finite(sound):
 def test_tap_that_does_not_fire(sound):
     run, optimizer = sound()
     run.student.neck.forward = types.MethodType(_without_taps, run.student.neck)
-    only_failure(run, optimizer, "one step", "distill.cwd.student: the module 'neck.p3' was not called in this step")
+    only_failure(
+        run, optimizer, "one step", "distill.cwd.student: the module 'neck.p3' was not called in this step"
+    )
 
 
 def _without_taps(self, features):
@@ -199,9 +221,14 @@ def _without_taps(self, features):
 def test_tap_that_fires_twice(sound):
     run, optimizer = sound()
     plain = run.student.neck.forward
-    run.student.neck.forward = types.MethodType(lambda self, x: (self.p3(x[0]), plain(x))[1], run.student.neck)
+    run.student.neck.forward = types.MethodType(
+        lambda self, x: (self.p3(x[0]), plain(x))[1], run.student.neck
+    )
     found = verdicts(run, optimizer)
-    assert found["distill.cwd taps"][0] == FAIL and "student neck.p3 fired 2 times" in found["distill.cwd taps"][1]
+    assert (
+        found["distill.cwd taps"][0] == FAIL
+        and "student neck.p3 fired 2 times" in found["distill.cwd taps"][1]
+    )
 
 
 def test_tap_that_is_written_over(sound):
@@ -240,7 +267,11 @@ def test_background_of_cells_that_are_matched_by_location(sound, distilled):
         return verdicts(run, optimizer).get("det.soft cells")
 
     verdict, words = line({"loss": "det_mse"})
-    assert verdict == LOOK and "the cells of teacher are" in words and "tasks.det.soft.options.weighting: teacher" in words
+    assert (
+        verdict == LOOK
+        and "the cells of teacher are" in words
+        and "tasks.det.soft.options.weighting: teacher" in words
+    )
     assert (
         line({"loss": "det_mse", "options": {"weighting": "teacher"}}) is None
         and line({"loss": "det_soft"}) is None
@@ -254,7 +285,9 @@ def test_cells_of_the_same_locations_are_no_cause_for_a_look(sound, distilled):
 
 def test_the_penalty_of_sparse_training_has_a_line(tiny, tmp_path):
     def line(weight):
-        return verdicts(*ready(tiny(tmp_path / "run", {"sparse": {"method": "scale", "weight": weight}})))["sparse"]
+        return verdicts(*ready(tiny(tmp_path / "run", {"sparse": {"method": "scale", "weight": weight}})))[
+            "sparse"
+        ]
 
     schedule = {"schedule": "linear", "start": 0.0, "end": 0.001}
     verdict, words = line(schedule)

@@ -14,14 +14,21 @@ from PIL import Image
 from multitask_kd.batch import IGNORE
 from multitask_kd.data.base import LAYOUTS
 from multitask_kd.data.files import decode_ids
-from multitask_kd.data.layouts.cityscapes import LABEL_IDS, THINGS, Cityscapes, _instance_classes, instance_boxes
+from multitask_kd.data.layouts.cityscapes import (
+    LABEL_IDS,
+    THINGS,
+    Cityscapes,
+    _instance_classes,
+    instance_boxes,
+)
 
 WIDTH, HEIGHT = 12, 8  # of every image here
 FIRST, SECOND = "aachen/aachen_000000_000019", "bochum/bochum_000000_000313"
 
 
 class City:
-    """Two images of two towns; the first has a road, two cars that touch, a person in two parts, a group of bicycles."""
+    """Two images of two towns; the first has a road, two cars that touch, a person in two parts, a group of
+    bicycles."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -61,14 +68,27 @@ def city(tmp_path: Path) -> City:
 
 def test_registered_with_its_options():
     assert LAYOUTS.get("cityscapes", "data") is Cityscapes
-    LAYOUTS.check("cityscapes", {"root": "a", "split": "val", "labels": "labelTrainIds", "boxes": False}, "data")
+    LAYOUTS.check(
+        "cityscapes", {"root": "a", "split": "val", "labels": "labelTrainIds", "boxes": False}, "data"
+    )
     with begins("data", "root, split"):
         LAYOUTS.check("cityscapes", {}, "data")
 
 
 def test_classes_are_the_training_classes():
     """The numbers are those of the set's own label table."""
-    assert len(LABEL_IDS) == 19 and list(LABEL_IDS.values()) == [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
+    assert len(LABEL_IDS) == 19 and list(LABEL_IDS.values()) == [
+        7,
+        8,
+        11,
+        12,
+        13,
+        17,
+        *range(19, 29),
+        31,
+        32,
+        33,
+    ]
     assert [list(LABEL_IDS).index(name) for name in THINGS] == list(range(11, 19))
 
 
@@ -104,7 +124,9 @@ def test_masks_from_train_ids(city):
 def test_boxes_from_instances(city):
     first, second = (city.open().read(i) for i in range(2))
     first, second = first.labels["det"], second.labels["det"]
-    found = sorted(zip(*(a.tolist() for a in (first.classes, first.crowd, first.boxes, first.area)), strict=True))
+    found = sorted(
+        zip(*(a.tolist() for a in (first.classes, first.crowd, first.boxes, first.area)), strict=True)
+    )
     assert found == [
         (0, False, [0, 5, 3, 8], 2),  # the person: both parts, two pixels
         (2, False, [0, 1, 4, 3], 8),
@@ -291,7 +313,9 @@ def test_missing_folders_and_files(city):
     (city.root / "gtFine/val").mkdir()
     with begins("split", "no images", "val"):
         city.open(split="val")
-    with begins("labels", f"{FIRST}_gtFine_labelTrainIds.png' is missing", "2 of 2", "csCreateTrainIdLabelImgs"):
+    with begins(
+        "labels", f"{FIRST}_gtFine_labelTrainIds.png' is missing", "2 of 2", "csCreateTrainIdLabelImgs"
+    ):
         city.open(labels="labelTrainIds")
     with begins("labels", "'labelIDs'", "did you mean 'labelIds'"):
         city.open(labels="labelIDs")

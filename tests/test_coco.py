@@ -1,4 +1,5 @@
-"""The COCO layout and the file reading below it, on sets of a few pixels; the real sets where they are present."""
+"""The COCO layout and the file reading below it, on sets of a few pixels; the real sets where they are
+present."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ class Folder:
         (root / "masks").mkdir()
         for place, entry in enumerate(self.json["images"]):
             self.image(entry["file_name"], np.full((HEIGHT, WIDTH, 3), 10 * place, np.uint8))
-            self.mask(entry["file_name"], np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3)
+            self.mask(
+                entry["file_name"], np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3
+            )
 
     def image(self, name: str, pixels: np.ndarray) -> Path:
         Image.fromarray(pixels).save(self.root / "images" / name)
@@ -87,7 +90,9 @@ def folder(tmp_path: Path) -> Folder:
 
 def test_registered_with_its_options():
     assert LAYOUTS.get("coco", "data") is Coco
-    LAYOUTS.check("coco", {"images": "a", "annotations": "b", "masks": "c", "void": [11], "cache": "d"}, "data")
+    LAYOUTS.check(
+        "coco", {"images": "a", "annotations": "b", "masks": "c", "void": [11], "cache": "d"}, "data"
+    )
     with says("data", "annotations"):
         LAYOUTS.check("coco", {"images": "a"}, "data")
 
@@ -197,7 +202,9 @@ def test_drawn_classes_may_be_chosen(folder):
 
 
 def test_without_an_outline_the_box_is_ignored(folder):
-    folder.json["annotations"][2]["segmentation"] = [[1, 1, 3, 3]]  # two points: no polygon, and no box either
+    folder.json["annotations"][2]["segmentation"] = [
+        [1, 1, 3, 3]
+    ]  # two points: no polygon, and no box either
     data = folder.open()
     mask = data.read(0).labels["seg"]
     assert (mask == IGNORE).sum() == 6 * 4 - 2 * 2 and (mask == 2).sum() == 4
@@ -356,7 +363,11 @@ def test_only_wanted_labels_are_read(folder):
 
 
 def test_grey_and_alpha_become_rgb(tmp_path):
-    for mode, colour, rgb in (("L", 9, [9, 9, 9]), ("RGBA", (1, 2, 3, 0), [1, 2, 3]), ("LA", (9, 0), [9, 9, 9])):
+    for mode, colour, rgb in (
+        ("L", 9, [9, 9, 9]),
+        ("RGBA", (1, 2, 3, 0), [1, 2, 3]),
+        ("LA", (9, 0), [9, 9, 9]),
+    ):
         Image.new(mode, (3, 2), colour).save(tmp_path / "image.png")
         pixels = decode_image(str(tmp_path / "image.png"))
         assert pixels.shape == (2, 3, 3) and pixels.dtype == np.uint8 and pixels[0, 0].tolist() == rgb
@@ -455,8 +466,14 @@ FAULTY = [
     (("images", 0, "width", "12"), ["image id 7", "width and height"]),
     (("images", 0, "file_name", 7), ["images[0]", "file_name", "names are strings"]),
     (("annotations", 1, "segmentation", {"size": [12, 8], "counts": [96]}), ["annotation id 2", "[12, 8]"]),
-    (("annotations", 1, "segmentation", {"size": [8, 12], "counts": [5, 3]}), ["annotation id 2", "run lengths"]),
-    (("annotations", 1, "segmentation", {"size": [8, 12], "counts": "zz"}), ["annotation id 2", "run lengths"]),
+    (
+        ("annotations", 1, "segmentation", {"size": [8, 12], "counts": [5, 3]}),
+        ["annotation id 2", "run lengths"],
+    ),
+    (
+        ("annotations", 1, "segmentation", {"size": [8, 12], "counts": "zz"}),
+        ["annotation id 2", "run lengths"],
+    ),
     (("annotations", 0, "segmentation", "none"), ["annotation id 1", "polygons"]),
     (("annotations", 0, "segmentation", [[0, 0, 1e9, 0, 5, 5]]), ["annotation id 1", "no pixels"]),
     (("annotations", 0, "segmentation", [[0, 0, float("nan"), 0, 5, 5]]), ["annotation id 1", "no pixels"]),
@@ -472,7 +489,8 @@ def test_json_faults_are_named(folder, change, parts):
 
 
 @pytest.mark.parametrize(
-    ("section", "key"), [("images", "file_name"), ("annotations", "bbox"), ("annotations", "id"), ("categories", "id")]
+    ("section", "key"),
+    [("images", "file_name"), ("annotations", "bbox"), ("annotations", "id"), ("categories", "id")],
 )
 def test_absent_keys_are_named(folder, section, key):
     whole = copy.deepcopy(folder.json)
@@ -601,9 +619,13 @@ def test_camvid(real, split, images, boxes):
 @pytest.mark.parametrize(("split", "images", "boxes"), [("train", 130, 320), ("val", 40, 103)])
 def test_pennfudan_masks_are_those_it_was_made_from(real, split, images, boxes):
     root = real("pennfudan")
-    data = Coco(root=str(root), images="PennFudanPed/PNGImages", annotations=f"annotations/instances_{split}.json")
+    data = Coco(
+        root=str(root), images="PennFudanPed/PNGImages", annotations=f"annotations/instances_{split}.json"
+    )
     assert data.classes == {"det": ("person",), "seg": ("background", "person")}
     assert len(data) == images and len(data._boxes) == boxes and not data.faults
     for i in range(0, images, 10):
-        original = decode_mask(str(root / "PennFudanPed" / "PedMasks" / data.name(i).replace(".png", "_mask.png")))
+        original = decode_mask(
+            str(root / "PennFudanPed" / "PedMasks" / data.name(i).replace(".png", "_mask.png"))
+        )
         assert (data.read(i).labels["seg"] == (original > 0)).all()

@@ -73,14 +73,19 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_ids_are_little_endian_colours():
-    assert segment_ids(np.array([[[5, 7, 200], [0, 0, 0], [255, 255, 255]]], np.uint8)).tolist() == [[13108997, 0, 16777215]]
+    assert segment_ids(np.array([[[5, 7, 200], [0, 0, 0], [255, 255, 255]]], np.uint8)).tolist() == [
+        [13108997, 0, 16777215]
+    ]
     assert BIG == 13108997
 
 
 def test_mask_and_boxes(folder):
     data = folder.open()
     assert LAYOUTS.get("coco_panoptic", "data") is CocoPanoptic
-    assert data.classes == {"seg": ("person", "dog", "sky", "rug"), "det": ("person", "dog")}  # by id: 1, 18, 187, 200
+    assert data.classes == {
+        "seg": ("person", "dog", "sky", "rug"),
+        "det": ("person", "dog"),
+    }  # by id: 1, 18, 187, 200
     sample = data.read(0)
     assert sample.labels["seg"].tolist() == [[2, 2, 2, 2], [IGNORE, 1, 0, 0]]
     found = sample.labels["det"]
@@ -225,7 +230,9 @@ def test_absent_keys_are_named(folder):
 
 
 def test_an_instances_json_is_recognised(folder):
-    folder.json["annotations"] = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1], "file_name": "seven.png"}]
+    folder.json["annotations"] = [
+        {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1], "file_name": "seven.png"}
+    ]
     with says("no 'segments_info'", "panoptic JSON is needed", "layout coco reads"):
         folder.open()
     for category in folder.json["categories"]:
@@ -257,10 +264,16 @@ def test_cache(folder, monkeypatch):
 @pytest.mark.real_data
 def test_every_segments_area_and_box_is_that_of_its_pixels(real):
     root = real("samples/coco_panoptic2")
-    data = CocoPanoptic(root=str(root), images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples")
+    data = CocoPanoptic(
+        root=str(root), images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples"
+    )
     given = json.loads((root / "panoptic_examples.json").read_text())
     categories = {c["id"]: c["name"] for c in given["categories"]}
-    assert len(data) == 2 and not data.faults and (len(data.classes["seg"]), len(data.classes["det"])) == (133, 80)
+    assert (
+        len(data) == 2
+        and not data.faults
+        and (len(data.classes["seg"]), len(data.classes["det"])) == (133, 80)
+    )
     for i, annotation in enumerate(given["annotations"]):
         sample = data.read(i)
         pixels = {}
@@ -273,7 +286,9 @@ def test_every_segments_area_and_box_is_that_of_its_pixels(real):
         for box, c in zip(sample.labels["det"].boxes.astype(int), sample.labels["det"].classes, strict=True):
             index = data.classes["seg"].index(data.classes["det"][c])
             inside = sample.labels["seg"][box[1] : box[3], box[0] : box[2]] == index
-            assert inside.any(axis=0)[[0, -1]].all() and inside.any(axis=1)[[0, -1]].all()  # it reaches all four sides
+            assert (
+                inside.any(axis=0)[[0, -1]].all() and inside.any(axis=1)[[0, -1]].all()
+            )  # it reaches all four sides
     assert data.read(0).labels["det"].crowd.sum() == 1 and data.read(1).labels["det"].crowd.sum() == 2
 
 
@@ -281,7 +296,10 @@ def test_every_segments_area_and_box_is_that_of_its_pixels(real):
 def test_the_two_channel_form_is_refused(real):
     root = str(real("samples/coco_panoptic2"))
     data = CocoPanoptic(
-        root=root, images="input_images", annotations="panoptic_examples.json", masks="panoptic_examples_2ch_format"
+        root=root,
+        images="input_images",
+        annotations="panoptic_examples.json",
+        masks="panoptic_examples_2ch_format",
     )
     with says("panoptic_examples_2ch_format/000000142238.png", "segment id 1 "):
         data.read(0)

@@ -28,14 +28,26 @@ def boxes(*given):
 def gathered():
     """Two classes, two images. Of class a two objects and a crowd, of b one object."""
     metric = MeanAP(("a", "b"))
-    truth = (boxes((0, 0, 10, 10), (20, 0, 30, 10), (50, 50, 90, 90)), [0, 0, 0], [False, False, True], [100, 100, 1600])
+    truth = (
+        boxes((0, 0, 10, 10), (20, 0, 30, 10), (50, 50, 90, 90)),
+        [0, 0, 0],
+        [False, False, True],
+        [100, 100, 1600],
+    )
     found = (
         boxes((0, 0, 10, 10), (0, 0, 10, 9), (20, 0, 30, 4), (60, 60, 80, 80)),
-        [0.9, 0.8, 0.7, 0.95],  # right; a second one on the same object; IoU .4; inside the crowd, so not counted
+        [
+            0.9,
+            0.8,
+            0.7,
+            0.95,
+        ],  # right; a second one on the same object; IoU .4; inside the crowd, so not counted
         [0, 0, 0, 0],
     )
     metric.update(0, (100, 100), found, truth)
-    metric.update(1, (100, 100), (boxes((0, 0, 8, 8)), [0.6], [1]), (boxes((0, 0, 8, 10)), [1], [False], [80]))
+    metric.update(
+        1, (100, 100), (boxes((0, 0, 8, 8)), [0.6], [1]), (boxes((0, 0, 8, 10)), [1], [False], [80])
+    )
     return metric
 
 
@@ -53,7 +65,11 @@ def test_precision_recall_and_f1_by_hand(gathered):
     assert a["precision"] == pytest.approx(100 / 3) and a["recall"] == 50 and a["F1"] == pytest.approx(40)
     assert b["precision"] == b["recall"] == b["F1"] == 100
     sure = matches.at(0.85)
-    assert sure["precision"] == 100 and sure["recall"] == pytest.approx(100 / 3) and sure["classes"]["b"]["precision"] is None
+    assert (
+        sure["precision"] == 100
+        and sure["recall"] == pytest.approx(100 / 3)
+        and sure["classes"]["b"]["precision"] is None
+    )
     assert sure["classes"]["b"]["recall"] == 0 and sure["classes"]["b"]["F1"] == 0
 
 
@@ -62,7 +78,13 @@ def test_the_best_confidence_is_that_of_the_highest_f1(gathered):
     matches = match(gathered)
     assert matches.best_confidence() == 0.6
     assert matches.at(0.6)["F1"] == pytest.approx(100 * 4 / 7)
-    one = Matches(("a",), np.array([0.9, 0.7312, 0.7298]), np.array([True, True, False]), np.zeros(3, int), np.array([2]))
+    one = Matches(
+        ("a",),
+        np.array([0.9, 0.7312, 0.7298]),
+        np.array([True, True, False]),
+        np.zeros(3, int),
+        np.array([2]),
+    )
     assert one.best_confidence() == 0.73 and one.at(0.73)["F1"] == 100
     tied = Matches(("a",), np.array([0.5, 0.5]), np.array([True, False]), np.zeros(2, int), np.array([1]))
     assert tied.at(tied.best_confidence())["F1"] == pytest.approx(100 * 2 / 3)  # a score is taken as a whole
@@ -71,7 +93,9 @@ def test_the_best_confidence_is_that_of_the_highest_f1(gathered):
 def test_nothing_to_divide_by_is_none():
     empty = Matches(("a",), np.zeros(0), np.zeros(0, bool), np.zeros(0, int), np.array([0]))
     figures = empty.at(0.5)
-    assert figures["precision"] is figures["recall"] is figures["F1"] is None and empty.best_confidence() is None
+    assert (
+        figures["precision"] is figures["recall"] is figures["F1"] is None and empty.best_confidence() is None
+    )
     assert match(MeanAP(("a",))).best_confidence() is None
 
 
@@ -94,7 +118,12 @@ def test_what_is_matched_agrees_with_the_average_precision(learnt_run, tiny):
         corner = generator.uniform(0, 60, (5, 2))
         truth = np.concatenate([corner, corner + generator.uniform(8, 30, (5, 2))], 1).astype(np.float32)
         moved = truth + generator.normal(0, 3, truth.shape).astype(np.float32)
-        metric.update(image, (100, 100), (moved, generator.uniform(0, 1, 5), [0] * 5), (truth, [0] * 5, [False] * 5, [100] * 5))
+        metric.update(
+            image,
+            (100, 100),
+            (moved, generator.uniform(0, 1, 5), [0] * 5),
+            (truth, [0] * 5, [False] * 5, [100] * 5),
+        )
     _, recall = metric._evaluate()
     found = match(metric).at(0)
     assert found["recall"] == pytest.approx(100 * recall[0, 0, 0, -1]) and 0 < found["recall"] < 100
@@ -113,8 +142,14 @@ def test_what_is_matched_agrees_with_the_average_precision(learnt_run, tiny):
         (["r/a/best.pt"] * 2, ["a", "a (2)"]),
         (["r/a/best.pt", "r/b/best.pt", "./r/a/best.pt"], ["a", "b", "a (2)"]),
         (["r/\udcff.pt", "r/b.pt"], ["\ufffd.pt", "b.pt"]),
-        (["/t/runs/demo/teacher/best.pt", "w/di/best.pt", "/t/runs/demo/alone/best.pt"], ["teacher", "di", "alone"]),
-        (["/t/runs/teacher/best.pt", "w/di/best.pt", "w/net.onnx"], ["teacher/best.pt", "di/best.pt", "net.onnx"]),
+        (
+            ["/t/runs/demo/teacher/best.pt", "w/di/best.pt", "/t/runs/demo/alone/best.pt"],
+            ["teacher", "di", "alone"],
+        ),
+        (
+            ["/t/runs/teacher/best.pt", "w/di/best.pt", "w/net.onnx"],
+            ["teacher/best.pt", "di/best.pt", "net.onnx"],
+        ),
         (["/t/teacher/best.pt", "w/teacher/best.pt"], ["t", "w"]),
     ],
 )
@@ -125,7 +160,10 @@ def test_names_are_what_tells_the_paths_apart(paths, names):
 def test_files_and_overrides_may_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=1.pt").touch()
-    assert given(["a.pt", "run.threads=1", "lr=1.pt", "runs/x=2/b.pt"]) == (["a.pt", "lr=1.pt", "runs/x=2/b.pt"], ["run.threads=1"])
+    assert given(["a.pt", "run.threads=1", "lr=1.pt", "runs/x=2/b.pt"]) == (
+        ["a.pt", "lr=1.pt", "runs/x=2/b.pt"],
+        ["run.threads=1"],
+    )
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
@@ -138,9 +176,13 @@ def test_flops_are_those_of_a_convolution_by_hand(learnt_run):
     net = torch.nn.Conv2d(3, 8, 3, padding=1)
     alone = type(network)("p", "checkpoint", net, {}, (16, 16), {}, 224, CPU)
     assert cost.flops(alone) == 2 * 16 * 16 * 8 * 3 * 3 * 3  # a multiply-add is two
-    exported = type(network)("p", "onnx", lambda images: None, {}, network.size, network.arch, network.parameters, CPU)
+    exported = type(network)(
+        "p", "onnx", lambda images: None, {}, network.size, network.arch, network.parameters, CPU
+    )
     assert cost.flops(exported) == cost.flops(network) > 10**6
-    other = type(network)("p", "onnx", lambda images: None, {}, network.size, network.arch, network.parameters + 1, CPU)
+    other = type(network)(
+        "p", "onnx", lambda images: None, {}, network.size, network.arch, network.parameters + 1, CPU
+    )
     assert cost.flops(other) is None
 
 
@@ -167,20 +209,41 @@ def compared(learnt_run, teacher_run, raw, tmp_path_factory):
 def test_the_figures_are_those_of_eval_and_the_files_agree(compared, tool, monkeypatch):
     folder, files = compared
     monkeypatch.setattr(comparing, "peak_memory", lambda *args, **options: 12.5)
-    arguments = ["--config", folder / "cfg.yaml", "--batch", 2, "--runs", 2, "--pictures", 1, "eval.batch_size=2"]
+    arguments = [
+        "--config",
+        folder / "cfg.yaml",
+        "--batch",
+        2,
+        "--runs",
+        2,
+        "--pictures",
+        1,
+        "eval.batch_size=2",
+    ]
     written = {kind: folder / f"deep/{kind}.{kind}" for kind in ("csv", "json", "html")}
     options = [part for kind, path in written.items() for part in (f"--{kind}", path)]
     status, out, err = tool("compare", *files, *arguments, *options, "--names", "learnt", "other")
     assert status == 0 and "Traceback" not in err and "index created" not in out
     results = json.loads(written["json"].read_text(encoding="utf-8"))
     for file, network in zip(files, results["networks"], strict=True):
-        tool("eval", "--config", folder / "cfg.yaml", "--checkpoint", file, "--json", folder / "eval.json", "eval.batch_size=2")
+        tool(
+            "eval",
+            "--config",
+            folder / "cfg.yaml",
+            "--checkpoint",
+            file,
+            "--json",
+            folder / "eval.json",
+            "eval.batch_size=2",
+        )
         expected = json.loads((folder / "eval.json").read_text())
         assert {"images": network["images"], "skipped": network["skipped"], **network["figures"]} == expected
     learnt = results["networks"][0]
     figures, counts = learnt["figures"], learnt["more"]["det"]
     assert figures["det"]["mAP50"] > 5 and counts["F1"] == counts["best_F1"]
-    assert counts["right"] + counts["missed"] == sum(c["right"] + c["missed"] for c in counts["classes"].values())
+    assert counts["right"] + counts["missed"] == sum(
+        c["right"] + c["missed"] for c in counts["classes"].values()
+    )
     lines = list(csv.DictReader(io.StringIO(written["csv"].read_text(encoding="utf-8"))))
     assert [line["network"] for line in lines] == ["learnt", "other"]
     assert list(lines[0])[:15] == [
@@ -189,7 +252,9 @@ def test_the_figures_are_those_of_eval_and_the_files_agree(compared, tool, monke
     ]
     assert list(lines[0])[15:20] == ["mAP50", "precision", "recall", "F1", "confidence"]
     assert float(lines[0]["mIoU"]) == figures["seg"]["mIoU"] and float(lines[0]["F1"]) == counts["F1"]
-    assert float(lines[0]["ms"]) == learnt["latency_ms"]["1"]["median"] and float(lines[0]["memory_mb"]) == 12.5
+    assert (
+        float(lines[0]["ms"]) == learnt["latency_ms"]["1"]["median"] and float(lines[0]["memory_mb"]) == 12.5
+    )
     assert float(lines[0]["IoU/car"]) == figures["seg"]["IoU"]["car"]
     assert float(lines[0]["AP/car"]) == figures["det"]["AP"]["car"]
     assert {"precision/car", "recall/car", "F1/car"} <= set(lines[0])
@@ -198,7 +263,11 @@ def test_the_figures_are_those_of_eval_and_the_files_agree(compared, tool, monke
         for key in ("mIoU", "ms", "mAP", "parameters_m"):
             assert row[key] is None or f'data-value="{row[key]!r}"' in page
     assert text(results) in out and "highest; it was chosen on these same images" in " ".join(out.split())
-    assert f"{figures['seg']['mIoU']:.1f}" in out and results["threads"] == 1 and "--runs 2" in results["command"]
+    assert (
+        f"{figures['seg']['mIoU']:.1f}" in out
+        and results["threads"] == 1
+        and "--runs 2" in results["command"]
+    )
 
 
 def test_a_confidence_and_a_number_of_images(compared, tiny, monkeypatch):
@@ -210,7 +279,12 @@ def test_a_confidence_and_a_number_of_images(compared, tiny, monkeypatch):
     counts = network["more"]["det"]
     assert counts["confidence"] == 0.2 and counts["best_F1"] >= counts["F1"]
     said = text(results)
-    assert "3 of 5 images" in said and "best F1" in said and "a confidence of 0.2" in said and "memory MB" not in said
+    assert (
+        "3 of 5 images" in said
+        and "best F1" in said
+        and "a confidence of 0.2" in said
+        and "memory MB" not in said
+    )
 
 
 def test_networks_of_other_tasks_side_by_side(compared, raw, tool, monkeypatch):
@@ -231,10 +305,15 @@ def test_networks_of_other_tasks_side_by_side(compared, raw, tool, monkeypatch):
     one, other = csv.DictReader(io.StringIO(paths["csv"].read_text(encoding="utf-8")))
     mine = {"mIoU", "mAP", "mAP50"}
     theirs = {"lane mIoU", "drivable mIoU", "top1", "delta1", "AbsRel"}
-    assert all(one[key] and not other[key] for key in mine) and all(other[key] and not one[key] for key in theirs)
+    assert all(one[key] and not other[key] for key in mine) and all(
+        other[key] and not one[key] for key in theirs
+    )
     results = json.loads(paths["json"].read_text(encoding="utf-8"))
     figures = results["networks"][1]["figures"]
-    assert float(other["lane mIoU"]) == figures["lane"]["mIoU"] and float(other["AbsRel"]) == figures["depth"]["AbsRel"]
+    assert (
+        float(other["lane mIoU"]) == figures["lane"]["mIoU"]
+        and float(other["AbsRel"]) == figures["depth"]["AbsRel"]
+    )
     assert text(results) in out and "lane IoU by class" in out and "weather accuracy by class" in out
     page = paths["html"].read_text(encoding="utf-8")
     assert page.count("<img ") == 3 and page.count('<svg class="plot"') == 3 * 6

@@ -351,7 +351,8 @@ def test_shipped_studies_are_sound(path):
             build.check(build.without_start(found))
             assert found.run.seed == seed
         for control in study.runs[name].controls:
-            # what is compared differs in the teacher and what it teaches, in nothing that makes the network or the schedule
+            # what is compared differs in the teacher and what it teaches, in nothing that makes the network
+            # or the schedule
             for seed in set(runs) & set(configs[control]):
                 assert (
                     runs[seed].model == configs[control][seed].model
@@ -439,8 +440,8 @@ def test_the_files_that_the_readme_shows_are_sound(tmp_path, monkeypatch):
         r"```yaml\n# (\S+\.yaml)\b(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     assert [name for name, _ in blocks] == [
-        "tasks.yaml", "ways.yaml", "mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml", "classes.yaml",
-        "partial.yaml",
+        "tasks.yaml", "ways.yaml", "mine.yaml", "mine_teacher.yaml", "mine_distilled.yaml", "partial.yaml",
+        "classes.yaml",
     ]  # fmt: skip
     for name, text in blocks:
         (tmp_path / name).write_text("#" + text, encoding="utf-8")

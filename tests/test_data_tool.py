@@ -85,7 +85,8 @@ def test_counts_of_images_classes_and_pixels(five):
 
 
 def test_shares_and_box_sizes(five):
-    """40x20 into 20x10: scaled by 1/2. sqrt(16 x 4) = 8 -> 4, sqrt(36 x 9) = 18 -> 9, 1 -> 0.5 pixels; areas 60, 2000, 1."""
+    """40x20 into 20x10: scaled by 1/2. sqrt(16 x 4) = 8 -> 4, sqrt(36 x 9) = 18 -> 9, 1 -> 0.5 pixels; areas
+    60, 2000, 1."""
     figures = describe("data.train", five, BOTH, (10, 20), cells={"det": 8, "seg": 4}).figures()
     assert figures["seg"]["void_percent"] == pytest.approx(100 * 100 / 1200, abs=1e-3)
     assert figures["seg"]["classes"]["sky"]["percent"] == pytest.approx(100 * 400 / 1100, abs=1e-3)
@@ -103,7 +104,9 @@ def test_text(five):
     lines = text.splitlines()
     assert lines[0] == "== data.train" and "images  5, of which 4 can be read" in lines
     assert "seg     2 of 4 labelled, 4 classes, 8.3 % of the pixels void" in lines
-    assert "det     2 of 4 labelled, 3 classes, 3 boxes and 1 crowd, 1.5 an image, 1 image without any" in lines
+    assert (
+        "det     2 of 4 labelled, 3 classes, 3 boxes and 1 crowd, 1.5 an image, 1 image without any" in lines
+    )
     assert "sizes   40x10 (3), 40x20 (1); scaled by 0.50 into the input of 20x10" in lines
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(tuple(SEG + DET))}
     assert rows["car"] == ["18.18", "1", "2", "1", "1"] and rows["sky"] == ["36.36", "1", "-", "-", "-"]
@@ -115,13 +118,19 @@ def test_text(five):
     ]  # fmt: skip
     assert "66.7 % are smaller than the finest detection cell of 8 pixels" in lines
     assert "33.3 % cover less than 4 pixels there and are left out in training" in lines
-    assert "  1 of 5 images CANNOT BE READ" in lines and "    image '/x/3.png' is damaged; replace it" in lines
+    assert (
+        "  1 of 5 images CANNOT BE READ" in lines and "    image '/x/3.png' is damaged; replace it" in lines
+    )
 
 
 def test_many_unreadable_are_counted(five):
     five.count = 100  # every fifth is broken: 20
     text = str(describe("x", five, BOTH, (10, 20)))
-    assert "20 of 100 images CANNOT BE READ" in text and text.count("is damaged") == 10 and "    and 10 more" in text
+    assert (
+        "20 of 100 images CANNOT BE READ" in text
+        and text.count("is damaged") == 10
+        and "    and 10 more" in text
+    )
 
 
 def test_limit_spreads_over_the_set(five):
@@ -139,7 +148,11 @@ def test_one_task_nothing_readable_and_no_boxes(five):
     five.read = lambda index: (_ for _ in ()).throw(OSError("no disk"))
     report = describe("x", five, BOTH, (10, 20), cells={"det": 4}, workers=3)
     assert report.read == 0 and report.unreadable[0] == "0.png: no disk"
-    assert "5 of 5" not in str(report) and "all 5 images CANNOT BE READ" in str(report) and report.figures()["read"] == 0
+    assert (
+        "5 of 5" not in str(report)
+        and "all 5 images CANNOT BE READ" in str(report)
+        and report.figures()["read"] == 0
+    )
 
 
 def test_threads_find_the_same(five):
@@ -389,7 +402,9 @@ def config(raw, tmp_path):
     """config(changes) -> the path of a config on generated scenes, changed."""
 
     def write(changes=()):
-        (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(raw(tmp_path / "run", changes), sort_keys=False), encoding="utf-8")
+        (tmp_path / "cfg.yaml").write_text(
+            yaml.safe_dump(raw(tmp_path / "run", changes), sort_keys=False), encoding="utf-8"
+        )
         return tmp_path / "cfg.yaml"
 
     return write
@@ -403,12 +418,20 @@ def pairs(tmp_path):
     for i in range(4):
         Image.new("RGB", (40, 20), (50 * i, 0, 0)).save(tmp_path / f"images/{i}.png")
         Image.fromarray(np.full((20, 40), i % 2, np.uint8)).save(tmp_path / f"masks/{i}.png")
-    section = {"layout": "masks", "root": str(tmp_path), "images": "images", "masks": "masks", "seg_classes": ["road", "car"]}
+    section = {
+        "layout": "masks",
+        "root": str(tmp_path),
+        "images": "images",
+        "masks": "masks",
+        "seg_classes": ["road", "car"],
+    }
     return section, tmp_path
 
 
 def test_tool(config, tool, tmp_path):
-    status, out, err = tool("data", "--config", config(), "--out", tmp_path / "out", "--json", tmp_path / "deep/f.json")
+    status, out, err = tool(
+        "data", "--config", config(), "--out", tmp_path / "out", "--json", tmp_path / "deep/f.json"
+    )
     assert status == 0 and "Traceback" not in err and "no faults found" in out
     assert out.index("== data.train") < out.index("== data.val") and "12" in out
     assert "finest detection cell of 8 pixels" in out  # tasks.det.head.strides, not model.strides
@@ -424,7 +447,9 @@ def test_tool(config, tool, tmp_path):
 
 def test_tool_limits_and_leaves_pictures_out(config, tool, tmp_path):
     out = tmp_path / "out"
-    status, said, _ = tool("data", "--config", config(), "--out", out, "--limit", 3, "--images", 0, "data.val.count=4")
+    status, said, _ = tool(
+        "data", "--config", config(), "--out", out, "--limit", 3, "--images", 0, "data.val.count=4"
+    )
     assert status == 0 and "12, 3 of them looked at" in said and "4, 3 of them looked at" in said
     assert not out.exists() and "pictures:" not in said
     for wrong in (["--limit", 0], ["--images", -1]):
@@ -443,14 +468,23 @@ def test_tool_names_broken_files_and_goes_on(config, tool, tmp_path, pairs):
     path.write_text(yaml.safe_dump(data))
     status, out, err = tool("data", "--config", path, "--out", tmp_path / "out")
     assert status == 0 and "Traceback" not in err
-    assert "2 of 4 images CANNOT BE READ" in out and "images/1.png' cannot be decoded" in out and "masks/2.png' has index 9" in out
+    assert (
+        "2 of 4 images CANNOT BE READ" in out
+        and "images/1.png' cannot be decoded" in out
+        and "masks/2.png' has index 9" in out
+    )
     assert (tmp_path / "out/data.val.png").is_file()
 
     for i in (0, 3):
         (root / f"images/{i}.png").write_bytes(b"")
-    status, out, err = tool("data", "--config", path, "--out", tmp_path / "none", "--json", tmp_path / "f.json")
+    status, out, err = tool(
+        "data", "--config", path, "--out", tmp_path / "none", "--json", tmp_path / "f.json"
+    )
     assert status == 2 and "all 4 images CANNOT BE READ" in out and "Traceback" not in err
-    assert not (tmp_path / "none").exists() and json.loads((tmp_path / "f.json").read_text())["data.val"]["read"] == 0
+    assert (
+        not (tmp_path / "none").exists()
+        and json.loads((tmp_path / "f.json").read_text())["data.val"]["read"] == 0
+    )
 
     (root / "masks/0.png").unlink()
     status, _, err = tool("data", "--config", path)
@@ -476,5 +510,9 @@ def test_camvid(real, tool, tmp_path, monkeypatch):
     assert status == 0 and "Traceback" not in err
     figures = json.loads((tmp_path / "f.json").read_text())
     assert (figures["data.train"]["det"]["boxes"], figures["data.val"]["det"]["boxes"]) == (4312, 959)
-    assert figures["data.train"]["image_sizes"] == {"480x360": 343} and figures["data.val"]["unreadable"] == []
-    assert sum(entry["percent"] for entry in figures["data.train"]["seg"]["classes"].values()) == pytest.approx(100, abs=0.1)
+    assert (
+        figures["data.train"]["image_sizes"] == {"480x360": 343} and figures["data.val"]["unreadable"] == []
+    )
+    assert sum(
+        entry["percent"] for entry in figures["data.train"]["seg"]["classes"].values()
+    ) == pytest.approx(100, abs=0.1)

@@ -78,7 +78,8 @@ def test_classes_of_one_cell_by_hand():
 
 
 def test_box_of_one_cell_by_hand():
-    # Student [-1/2, 1/2]^2, teacher [-1, 1] x [-1/2, 1/2]: IoU 1/2, the hull is the teacher's box. c = 3/4 * 3/4.
+    # Student [-1/2, 1/2]^2, teacher [-1, 1] x [-1/2, 1/2]: IoU 1/2, the hull is the teacher's box. c = 3/4 *
+    # 3/4.
     loss = DetSoft(**ONLY["box"])(cell(0, 0, 0, 0, 0, 0), cell(0, 0, LN2, 0, LN3, LN3))
     assert loss.item() == pytest.approx(9 / 16 * 1 / 2, rel=1e-5)
     # One stride apart: IoU 0, hull 3 x 1, union 2: GIoU = -1/3
@@ -87,7 +88,8 @@ def test_box_of_one_cell_by_hand():
 
 
 def test_every_part_is_divided_by_the_sum_of_the_weights_where_it_is_above_1():
-    # Four cells of c = 9/16: divided by 9/4. Objectness and the class HAND each, the box 1/2 as above, times 2.
+    # Four cells of c = 9/16: divided by 9/4. Objectness and the class HAND each, the box 1/2 as above, times
+    # 2.
     student, teacher = cell(0, 0, 0, 0, 0, 0).repeat(2, 2, 1), cell(0, 0, LN2, 0, LN3, LN3).repeat(2, 2, 1)
     expected = 4 * (HAND + 9 / 16 * HAND + 2 * 9 / 16 * 1 / 2) / (9 / 4)
     assert DetSoft()(student, teacher).item() == pytest.approx(expected, rel=1e-5)

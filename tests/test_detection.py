@@ -53,7 +53,8 @@ TRUTH_CLASSES = [[0, 2], [1]]
 
 
 def perfect(boxes, classes):
-    """Raw outputs whose matched cells decode to their boxes, surely, and whose other cells are surely background."""
+    """Raw outputs whose matched cells decode to their boxes, surely, and whose other cells are surely
+    background."""
     truth = target(boxes, classes)
     centres, scales = cells(SIZE, STRIDES, CPU)
     raw = torch.full((len(boxes), len(centres), 5 + len(CLASSES)), -SURE)

@@ -18,13 +18,21 @@ from multitask_kd.engine.train import train
 from multitask_kd.errors import UserError
 
 TERMS = {
-    "cwd": {"student": "neck.p3", "loss": "cwd", "weight": 0.5, "options": {"tau": {"schedule": "linear", "start": 4, "end": 1}}},
+    "cwd": {
+        "student": "neck.p3",
+        "loss": "cwd",
+        "weight": 0.5,
+        "options": {"tau": {"schedule": "linear", "start": 4, "end": 1}},
+    },
     "mgd": {"student": "neck.p4", "loss": "mgd", "weight": {"schedule": "cosine", "start": 100, "end": 10}},
     "pkd": {"student": "backbone.model.layer2", "teacher": "neck.p2", "loss": "pkd", "size": "teacher"},
 }
 ADAPTERS = {
     "distill.cwd": {"align.weight"},
-    "distill.mgd": {"align.weight", *(f"loss.generator.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias"))},
+    "distill.mgd": {
+        "align.weight",
+        *(f"loss.generator.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")),
+    },
     "distill.pkd": {"align.weight"},
 }
 SHORT = {"train.steps": 3, "train.log_every": 1, "train.save_every": 1, "eval.pictures": 0, "eval.images": 2}
@@ -62,18 +70,36 @@ def with_term(**section):
 @pytest.mark.parametrize(
     ("alpha", "message"),
     [
-        ({"schedule": "linaer", "start": 0, "end": 1}, ".schedule: unknown schedule 'linaer'; did you mean 'linear'?"),
-        ({"start": 0, "end": 1}, ".schedule: unknown schedule ''; known: constant, cosine, linear, staged, warmup"),
+        (
+            {"schedule": "linaer", "start": 0, "end": 1},
+            ".schedule: unknown schedule 'linaer'; did you mean 'linear'?",
+        ),
+        (
+            {"start": 0, "end": 1},
+            ".schedule: unknown schedule ''; known: constant, cosine, linear, staged, warmup",
+        ),
         ({"schedule": "linear", "start": 0, "end": 1.5}, ": 1.5 is above 1"),
         ({"schedule": "staged", "values": [0.5, 2]}, ": 2.0 is above 1"),
         ({"schedule": "warmup", "value": 3, "until": 0.5}, ": 3.0 is above 1"),
         ({"schedule": "cosine", "start": -0.5, "end": 1}, ": -0.5 is below 0"),
-        ({"schedule": "linear", "start": 0, "end": 0.5, "ovr": [0, 1]}, ".ovr: unknown key; did you mean 'over'?"),
+        (
+            {"schedule": "linear", "start": 0, "end": 0.5, "ovr": [0, 1]},
+            ".ovr: unknown key; did you mean 'over'?",
+        ),
         ({"schedule": "linear", "start": 0}, ".end: Field required"),
         ({"schedule": "linear", "start": 0, "end": 0.5, "over": [0.5, 0.5]}, ": over: [0.5, 0.5] must rise"),
-        ({"schedule": "staged", "values": [0, 0.5, 1], "at": [0.5]}, ": at: [0.5] must rise and have one place for each value but"),
-        ({"schedule": "staged", "values": [0, 0.5, 1], "at": [0.5, 0.2]}, ": at: [0.5, 0.2] must rise and have one place for"),
-        ({"schedule": "warmup", "value": 0.5, "until": 0}, ".until: Input should be greater than 0 (given: 0)"),
+        (
+            {"schedule": "staged", "values": [0, 0.5, 1], "at": [0.5]},
+            ": at: [0.5] must rise and have one place for each value but",
+        ),
+        (
+            {"schedule": "staged", "values": [0, 0.5, 1], "at": [0.5, 0.2]},
+            ": at: [0.5, 0.2] must rise and have one place for",
+        ),
+        (
+            {"schedule": "warmup", "value": 0.5, "until": 0},
+            ".until: Input should be greater than 0 (given: 0)",
+        ),
         ("much", ": Input should be a valid number, unable to parse string as a number (given: 'much')"),
     ],
 )
@@ -89,16 +115,34 @@ def test_a_fault_in_a_schedule_is_told_with_its_place(alpha, message):
             "tasks.seg.soft.weight: 0 from beginning to",
         ),
         (with_seg(ratio={"schedule": "linear", "start": -1, "end": 1}), "tasks.seg.ratio: -1.0 is below 0"),
-        (with_term(weight={"schedule": "linear", "start": 1, "end": -2}), "distill.x.weight: -2.0 is below 0"),
+        (
+            with_term(weight={"schedule": "linear", "start": 1, "end": -2}),
+            "distill.x.weight: -2.0 is below 0",
+        ),
         (with_term(weight=0), "distill.x.weight: 0 from beginning to end: leave the part out instead"),
         (with_term(studnt="neck.p3"), "distill.x.studnt: unknown key; did you mean 'student'?"),
-        (with_seg() | {"distill": {"a.b": {"student": "neck.p3", "loss": "cwd"}}}, "distill.a.b: use letters, digits and _"),
-        (with_seg(soft={"loss": "kl", "through": "nobody"}), "tasks.seg.soft.through: Input should be 'student' or 'teacher'"),
-        ({"distill": {"x": {"student": "neck.p3", "loss": "cwd"}}}, "distill has terms but there is no teacher"),
+        (
+            with_seg() | {"distill": {"a.b": {"student": "neck.p3", "loss": "cwd"}}},
+            "distill.a.b: use letters, digits and _",
+        ),
+        (
+            with_seg(soft={"loss": "kl", "through": "nobody"}),
+            "tasks.seg.soft.through: Input should be 'student' or 'teacher'",
+        ),
+        (
+            {"distill": {"x": {"student": "neck.p3", "loss": "cwd"}}},
+            "distill has terms but there is no teacher",
+        ),
         ({"teacher": {"source": "self", "path": "a.pt"}}, "teacher: path: the source 'self' reads no file"),
         ({"teacher": {}}, "teacher: path: the source 'checkpoint' needs one"),
-        (with_seg() | {"teacher": {"source": "ema"}, "train": {"ema": 0}}, "teacher.source: ema needs the average of weights"),
-        (with_seg() | {"teacher": {"source": "self"}}, "tasks.seg.alpha: a student is not taught by its own predictions"),
+        (
+            with_seg() | {"teacher": {"source": "ema"}, "train": {"ema": 0}},
+            "teacher.source: ema needs the average of weights",
+        ),
+        (
+            with_seg() | {"teacher": {"source": "self"}},
+            "tasks.seg.alpha: a student is not taught by its own predictions",
+        ),
         (
             {"distill": {"x": {"student": "neck.p3", "loss": "cwd"}}, "teacher": {"source": "self"}},
             "distill.x.teacher: with teacher.source self, name another module of the student",
@@ -130,12 +174,19 @@ def test_a_section_that_makes_no_sense_is_told_with_its_place(raw, message):
         ),
         (
             with_option("temperature", {"schedule": "staged", "values": [4, 2, 1], "at": [0.5]}),
-            "tasks.seg.soft.options.temperature.at: [0.5] must rise and have one place for each value but the first",
+            "tasks.seg.soft.options.temperature.at: [0.5] must rise and have one place for each value but "
+            "the first",
         ),
-        (with_option("temperature", {"schedule": "linear", "start": 4}), "tasks.seg.soft.options.temperature.end: Field required"),
+        (
+            with_option("temperature", {"schedule": "linear", "start": 4}),
+            "tasks.seg.soft.options.temperature.end: Field required",
+        ),
         (with_term(options={"tua": 1.0}), "distill.x.options.tua: no such option; did you mean 'tau'?"),
         (with_term(loss="cwdd"), "distill.x.loss: unknown soft loss 'cwdd'; did you mean 'cwd'?"),
-        (with_term(student="neck.q3"), "distill.x.student: the network has no module 'neck.q3'; did you mean 'neck.p"),
+        (
+            with_term(student="neck.q3"),
+            "distill.x.student: the network has no module 'neck.q3'; did you mean 'neck.p",
+        ),
         (with_seg(soft={"loss": "mgd"}), "tasks.seg.soft.loss: 'mgd' does not fit this task; known: cwd, "),
     ],
 )
@@ -145,23 +196,38 @@ def test_a_fault_in_a_component_is_told_before_anything_is_read(raw, message):
 
 def test_an_unknown_schedule_among_options_is_told_with_its_place():
     told = refused(with_option("temperature", {"schedule": "linea", "start": 4, "end": 1}))
-    assert told == "tasks.seg.soft.options.temperature.schedule: unknown schedule 'linea'; did you mean 'linear'?"
+    assert (
+        told
+        == "tasks.seg.soft.options.temperature.schedule: unknown schedule 'linea'; did you mean 'linear'?"
+    )
 
 
 @pytest.mark.parametrize(
     ("balance", "message"),
     [
         ({"method": "gradent"}, "balance.method: unknown method 'gradent'; did you mean 'gradient'?"),
-        ({"method": "fixed", "options": {"every": 1}}, "balance.options: the method 'fixed' has none (given: every)"),
+        (
+            {"method": "fixed", "options": {"every": 1}},
+            "balance.options: the method 'fixed' has none (given: every)",
+        ),
         ({"options": {"every": 1}}, "balance.options: the method 'fixed' has none (given: every)"),
-        ({"method": "dwa", "options": {"evry": 1}}, "balance.options.evry: no such option; did you mean 'every'?"),
-        ({"method": "dwa", "options": {"every": 0}}, "balance.options: temperature: 2.0 must be in (0, 1e6], every: 0 at least 1"),
+        (
+            {"method": "dwa", "options": {"evry": 1}},
+            "balance.options.evry: no such option; did you mean 'every'?",
+        ),
+        (
+            {"method": "dwa", "options": {"every": 0}},
+            "balance.options: temperature: 2.0 must be in (0, 1e6], every: 0 at least 1",
+        ),
         ({"method": "gradient"}, "balance.options: share: give a number for all groups"),
         (
             {"method": "gradient", "options": {"share": {"seg.sft": 1}}},
             "balance.options: share: there is no group 'seg.sft'; known: ",
         ),
-        ({"method": "gradient", "options": {"share": -1}}, "balance.options: share.seg.soft: -1 is not a number above 0"),
+        (
+            {"method": "gradient", "options": {"share": -1}},
+            "balance.options: share.seg.soft: -1 is not a number above 0",
+        ),
     ],
 )
 def test_a_fault_in_the_balance_is_told_before_anything_is_read(balance, message):
@@ -188,7 +254,10 @@ def test_numbers_and_sections_become_functions_of_progress(tiny, distilled, tmp_
     config = tiny(tmp_path, {**distilled, "tasks.seg": seg})
     assert config.tasks["seg"].taught
     run = built(config)
-    weights = {name: [run.objective.weights[name](p) for p in (0.0, 0.25, 0.5, 1.0)] for name in ("seg.hard.ce", "seg.soft.kl")}
+    weights = {
+        name: [run.objective.weights[name](p) for p in (0.0, 0.25, 0.5, 1.0)]
+        for name in ("seg.hard.ce", "seg.soft.kl")
+    }
     # alpha 0, .25, .5, .5; the soft loss's own weight 2, 2, 2, 1
     assert weights == {"seg.hard.ce": [3.0, 2.25, 1.5, 1.5], "seg.soft.kl": [0.0, 1.5, 3.0, 1.5]}
     assert set(run.schedules) == {"tasks.seg.alpha", "tasks.seg.soft.weight"}
@@ -239,11 +308,19 @@ def test_scheduled_options_start_at_their_first_value_and_are_moved(tiny, distil
             {"student": "neck", "loss": "pkd"},
             r"distill\.x\.student: 'neck': gives a dict, not one tensor; tap a module inside it",
         ),
-        ({"student": "neck.p3", "loss": "kl"}, r"distill\.x\.loss: 'kl' compares predictions; tap heads\.seg"),
-        ({"student": "heads.seg", "loss": "det_mse"}, r"distill\.x\.loss: 'det_mse' compares predictions; tap heads\.det"),
+        (
+            {"student": "neck.p3", "loss": "kl"},
+            r"distill\.x\.loss: 'kl' compares predictions; tap heads\.seg",
+        ),
+        (
+            {"student": "heads.seg", "loss": "det_mse"},
+            r"distill\.x\.loss: 'det_mse' compares predictions; tap heads\.det",
+        ),
     ],
 )
-def test_a_term_that_cannot_be_computed_is_refused_before_the_first_step(tiny, distilled, tmp_path, term, message):
+def test_a_term_that_cannot_be_computed_is_refused_before_the_first_step(
+    tiny, distilled, tmp_path, term, message
+):
     with pytest.raises(UserError, match=message):
         built(tiny(tmp_path, {**distilled, "distill": {"x": term}}))
 
@@ -256,7 +333,8 @@ def test_cells_of_several_strides_are_not_taken_for_tokens(tiny, distilled, tmp_
 
 @pytest.fixture(scope="module")
 def teacher_of_other_classes(teacher_run, tmp_path_factory):
-    """Changes: a teacher whose classes of seg are in another order, for a student that it teaches through terms alone."""
+    """Changes: a teacher whose classes of seg are in another order, for a student that it teaches through
+    terms alone."""
     content = checkpoint.load(teacher_run / "best.pt", "x")
     content["arch"]["tasks"]["seg"]["classes"] = content["arch"]["tasks"]["seg"]["classes"][::-1]
     path = tmp_path_factory.mktemp("other") / "best.pt"
@@ -276,8 +354,14 @@ def test_a_term_between_predictions_of_other_classes_is_refused(tiny, teacher_of
     [({"loss": "kl"}, False), ({"loss": "cwd", "align": "none"}, True)],
     ids=["without the check", "heads compared as maps"],
 )
-def test_a_term_between_predictions_of_other_classes_is_always_refused(tiny, teacher_of_other_classes, tmp_path, term, checked):
-    changes = {**teacher_of_other_classes, "distill": {"x": {"student": "heads.seg", **term}}, "train.check": checked}
+def test_a_term_between_predictions_of_other_classes_is_always_refused(
+    tiny, teacher_of_other_classes, tmp_path, term, checked
+):
+    changes = {
+        **teacher_of_other_classes,
+        "distill": {"x": {"student": "heads.seg", **term}},
+        "train.check": checked,
+    }
     with pytest.raises(UserError, match="classes of"):
         train(tiny(tmp_path / "run", changes))
 
@@ -315,7 +399,9 @@ def test_adapters_learn(with_terms):
     config, folder = with_terms
     checkpoint.seed_everything(config.run.seed)
     run = built(config)
-    own = {name: {k for k, _ in module.named_parameters()} for name, module in run.distiller.adapters().items()}
+    own = {
+        name: {k for k, _ in module.named_parameters()} for name, module in run.distiller.adapters().items()
+    }
     assert own == ADAPTERS
     learnt = checkpoint.load(folder / "last.pt", "x")["resume"]["distiller"]
     for name, keys in ADAPTERS.items():
@@ -402,7 +488,15 @@ def test_a_resumed_run_with_terms_and_a_balance_is_the_unbroken_one(
     terms = copy.deepcopy(TERMS)
     if balance["method"] != "uncertainty":
         terms["mgd"]["weight"] = 100  # the others refuse a schedule
-    changes = {**distilled, **SHORT, "distill": terms, "balance": balance, "train.steps": 5, "train.log_every": 2, "train.ema": 0.9}
+    changes = {
+        **distilled,
+        **SHORT,
+        "distill": terms,
+        "balance": balance,
+        "train.steps": 5,
+        "train.log_every": 2,
+        "train.ema": 0.9,
+    }
     train(tiny(tmp_path / "unbroken", changes))
     broken_and_resumed(tiny, changes, tmp_path / "broken", monkeypatch)
     check_same(tmp_path / "unbroken", tmp_path / "broken", read_lines, same_weights)
@@ -419,13 +513,19 @@ IN_PLACE = {"x": {"student": "backbone.model.layer1.0.bn1", "loss": "feature_mse
 
 def test_a_tap_that_is_written_over_is_copied_from_the_first_step_on(tiny, distilled, tmp_path):
     run = built(tiny(tmp_path, {**distilled, "distill": IN_PLACE}))
-    assert run.distiller.tapped.copied == run.teachers.members["teacher"].tapped.copied == {IN_PLACE["x"]["student"]}
+    assert (
+        run.distiller.tapped.copied
+        == run.teachers.members["teacher"].tapped.copied
+        == {IN_PLACE["x"]["student"]}
+    )
     batch = run.first_batch()
     run.distiller(batch, run.teachers(batch))
     assert run.distiller.tapped.overwritten() == run.teachers.members["teacher"].tapped.overwritten() == []
 
 
-def test_a_resumed_run_copies_a_tap_that_is_written_over(tiny, distilled, tmp_path, monkeypatch, read_lines, same_weights):
+def test_a_resumed_run_copies_a_tap_that_is_written_over(
+    tiny, distilled, tmp_path, monkeypatch, read_lines, same_weights
+):
     changes = {**distilled, **SHORT, "distill": IN_PLACE, "train.steps": 4}
     train(tiny(tmp_path / "unbroken", changes))
     broken_and_resumed(tiny, changes, tmp_path / "broken", monkeypatch, at=2)
@@ -446,14 +546,29 @@ def test_the_last_line_has_gradients_of_its_own_step(tiny, distilled, tmp_path, 
     lines = read_lines(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == [2, 3]
     norms = [{k: v for k, v in line.items() if k.startswith("gradient/norm/")} for line in lines]
-    assert set(norms[0]) == {f"gradient/norm/{task}.{kind}" for task in ("seg", "det") for kind in ("hard", "soft")}
+    assert set(norms[0]) == {
+        f"gradient/norm/{task}.{kind}" for task in ("seg", "det") for kind in ("hard", "soft")
+    }
     assert all(v > 0 for v in norms[0].values())
     assert norms[1] != norms[0]
 
 
-def test_a_student_that_learns_from_its_own_deeper_layers(tiny, tmp_path, monkeypatch, read_lines, same_weights):
-    term = {"student": "backbone.model.layer1", "teacher": "backbone.model.layer3", "loss": "pkd", "weight": 2}
-    changes = {**SHORT, "teacher": {"source": "self"}, "distill": {"own": term}, "eval.pictures": 1, "train.steps": 4}
+def test_a_student_that_learns_from_its_own_deeper_layers(
+    tiny, tmp_path, monkeypatch, read_lines, same_weights
+):
+    term = {
+        "student": "backbone.model.layer1",
+        "teacher": "backbone.model.layer3",
+        "loss": "pkd",
+        "weight": 2,
+    }
+    changes = {
+        **SHORT,
+        "teacher": {"source": "self"},
+        "distill": {"own": term},
+        "eval.pictures": 1,
+        "train.steps": 4,
+    }
     assert train(tiny(tmp_path / "unbroken", changes)) is not None
     lines = read_lines(tmp_path / "unbroken", "train")
     assert all(line["weighted/distill.own"] == pytest.approx(2 * line["raw/distill.own"]) for line in lines)
@@ -473,17 +588,27 @@ def test_the_deeper_layer_is_not_pulled_to_the_shallower(tiny, tmp_path):
     assert not any(part in n for n in reached for part in (".layer2.", ".layer3.", "neck.", "heads."))
 
 
-def test_a_student_that_is_taught_by_its_own_average(tiny, distilled, tmp_path, monkeypatch, read_lines, same_weights):
+def test_a_student_that_is_taught_by_its_own_average(
+    tiny, distilled, tmp_path, monkeypatch, read_lines, same_weights
+):
     changes = {**distilled, **SHORT, "distill": TERMS, "train.steps": 4, "train.ema": 0.9, "eval.pictures": 1}
     changes["teacher"] = {"source": "ema", "amp": "none"}
     assert train(tiny(tmp_path / "unbroken", changes)) is not None
     lines = read_lines(tmp_path / "unbroken", "train")
     # before the first step the average is the student: only statistics of batches tell them apart
-    assert all(line[f"raw/{name}"] > 0 for line in lines for name in ("seg.soft.kl", "det.soft.det_mse", "distill.mgd"))
+    assert all(
+        line[f"raw/{name}"] > 0
+        for line in lines
+        for name in ("seg.soft.kl", "det.soft.det_mse", "distill.mgd")
+    )
     broken_and_resumed(tiny, changes, tmp_path / "broken", monkeypatch, at=2)
     check_same(tmp_path / "unbroken", tmp_path / "broken", read_lines, same_weights)
     content = checkpoint.load(tmp_path / "unbroken/last.pt", "x")
-    live = {k.removeprefix("student."): v for k, v in content["resume"]["distiller"].items() if k.startswith("student.")}
+    live = {
+        k.removeprefix("student."): v
+        for k, v in content["resume"]["distiller"].items()
+        if k.startswith("student.")
+    }
     assert set(live) == set(content["model"])
     assert any(not torch.equal(live[k], content["model"][k]) for k in live)
 
@@ -497,7 +622,9 @@ def test_the_average_that_teaches_is_the_one_that_is_evaluated(tiny, distilled, 
     with torch.no_grad():
         for p in run.student.parameters():
             p += 1
-    assert all(torch.equal(v, before[k]) for k, v in run.teachers.members["teacher"].net.state_dict().items())  # a copy of its own
+    assert all(
+        torch.equal(v, before[k]) for k, v in run.teachers.members["teacher"].net.state_dict().items()
+    )  # a copy of its own
     average.update()
     # the first decay is (1 + 0) / (10 + 0) = .1: nine tenths of the way
     for name, p in run.teachers.members["teacher"].net.named_parameters():
@@ -527,11 +654,15 @@ def test_through_the_teachers_head_the_students_own_learns_nothing(tiny, distill
     run.distiller(batch, run.teachers(batch)).losses["det.soft.det_soft"].backward()
     grads = {n for n, p in run.distiller.named_parameters() if p.grad is not None and p.grad.any()}
     assert not any(n.startswith("student.heads.") for n in grads)
-    assert any(n.startswith("student.neck.") for n in grads) and any(n.startswith("student.backbone.") for n in grads)
+    assert any(n.startswith("student.neck.") for n in grads) and any(
+        n.startswith("student.backbone.") for n in grads
+    )
     assert {n for n in grads if n.startswith("through.")} == {
         f"through.det.align.{s}.{kind}" for s in (8, 16) for kind in ("weight", "bias")
     }
-    assert all(p.grad is None and not p.requires_grad for p in run.teachers.members["teacher"].net.parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for p in run.teachers.members["teacher"].net.parameters()
+    )
     assert set(run.distiller.adapters()) == {"det.soft.through"}
 
 
@@ -552,19 +683,32 @@ def test_the_teachers_pyramid_through_its_own_head_is_the_teachers_prediction(ti
 
 def test_an_alpha_that_starts_at_0_still_distils(tiny, distilled, tmp_path, read_lines):
     alpha = {"schedule": "linear", "start": 0, "end": 0.5}
-    train(tiny(tmp_path / "run", {**distilled, **SHORT, "tasks.seg": {**distilled["tasks.seg"], "alpha": alpha}}))
+    train(
+        tiny(
+            tmp_path / "run", {**distilled, **SHORT, "tasks.seg": {**distilled["tasks.seg"], "alpha": alpha}}
+        )
+    )
     lines = read_lines(tmp_path / "run", "train")
     assert [line["schedule/tasks.seg.alpha"] for line in lines] == [0.0, 0.25, 0.5]
     assert all(line["raw/seg.soft.kl"] > 0 for line in lines)
     # ratio 2, alpha 0, .25, .5
     soft = [line["weighted/seg.soft.kl"] / line["raw/seg.soft.kl"] for line in lines]
     hard = [line["weighted/seg.hard.ce"] / line["raw/seg.hard.ce"] for line in lines]
-    assert soft == pytest.approx([0.0, 0.5, 1.0], rel=1e-5) and hard == pytest.approx([2.0, 1.5, 1.0], rel=1e-5)
+    assert soft == pytest.approx([0.0, 0.5, 1.0], rel=1e-5) and hard == pytest.approx(
+        [2.0, 1.5, 1.0], rel=1e-5
+    )
 
 
 def test_a_run_in_low_precision_on_both_sides(tiny, distilled, tmp_path, read_lines):
     teacher = distilled["teacher"] | {"amp": "bf16"}
-    changes = {**distilled, **SHORT, "distill": TERMS, "teacher": teacher, "train.amp": "bf16", "train.steps": 2}
+    changes = {
+        **distilled,
+        **SHORT,
+        "distill": TERMS,
+        "teacher": teacher,
+        "train.amp": "bf16",
+        "train.steps": 2,
+    }
     train(tiny(tmp_path / "run", changes))
     train(tiny(tmp_path / "exact", {**distilled, **SHORT, "distill": TERMS, "train.steps": 2}))
     low, exact = (read_lines(tmp_path / name, "train")[0] for name in ("run", "exact"))
@@ -607,7 +751,11 @@ def test_null_takes_a_term_of_a_base_file_out(tmp_path):
 
 
 def test_a_base_that_two_bases_share_does_not_undo_the_first(tmp_path):
-    files = {"common": "train: {steps: 100}", "a": "base: common.yaml\ntrain: {steps: 7}", "b": "base: common.yaml\nrun: {seed: 3}"}
+    files = {
+        "common": "train: {steps: 100}",
+        "a": "base: common.yaml\ntrain: {steps: 7}",
+        "b": "base: common.yaml\nrun: {seed: 3}",
+    }
     for name, text in files.items():
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
     (tmp_path / "own.yaml").write_text("base: [a.yaml, b.yaml]", encoding="utf-8")
@@ -622,7 +770,10 @@ def test_a_term_named_as_something_of_torch_is_refused():
 
 def test_a_share_of_a_gradient_that_does_not_reach_the_maps_is_refused(tiny, distilled, tmp_path):
     terms = {"stem": {"student": "backbone.model.conv1.0", "loss": "feature_mse"}}
-    config = tiny(tmp_path, {**distilled, "distill": terms, "balance": {"method": "gradient", "options": {"share": 0.5}}})
+    config = tiny(
+        tmp_path,
+        {**distilled, "distill": terms, "balance": {"method": "gradient", "options": {"share": 0.5}}},
+    )
     run = built(config)
     batch = run.first_batch()
     found = run.distiller(batch, run.teachers(batch))
@@ -643,7 +794,12 @@ def test_resume_refuses_another_teacher_behind_the_same_path(tiny, distilled, tm
     teacher = tmp_path / "teacher.pt"
     content = torch.load(distilled["teacher"]["path"], weights_only=True)
     torch.save(content, teacher)
-    changes = {**distilled, "teacher": {"path": str(teacher), "amp": "none"}, "train.steps": 2, "eval.pictures": 0}
+    changes = {
+        **distilled,
+        "teacher": {"path": str(teacher), "amp": "none"},
+        "train.steps": 2,
+        "eval.pictures": 0,
+    }
     train(tiny(tmp_path / "run", changes))
     train(tiny(tmp_path / "run", changes), resume=True)
     content["model"]["heads.seg.classifier.bias"] += 1

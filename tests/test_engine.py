@@ -40,7 +40,11 @@ def plain_run(tiny, tmp_path_factory):
     """A run without teacher: (config, folder, what train returned)."""
     folder = tmp_path_factory.mktemp("plain") / "run"
     still = {"data.augment.brightness": 0, "data.augment.flip": 0, "data.train.count": 4}
-    config = tiny(folder, still | {"train.steps": 30, "train.log_every": 3, "train.optimizer": {"lr": 0.02}, "eval.pictures": 2})
+    config = tiny(
+        folder,
+        still
+        | {"train.steps": 30, "train.log_every": 3, "train.optimizer": {"lr": 0.02}, "eval.pictures": 2},
+    )
     return config, folder, train(config)
 
 
@@ -67,7 +71,11 @@ def test_a_run_leaves_its_files(plain_run):
 
 def test_the_resolved_config_is_the_run(plain_run):
     config, folder, _ = plain_run
-    assert loop.dump(config) == (folder / "config.yaml").read_text() == checkpoint.load(folder / "best.pt", "x")["config"]
+    assert (
+        loop.dump(config)
+        == (folder / "config.yaml").read_text()
+        == checkpoint.load(folder / "best.pt", "x")["config"]
+    )
 
 
 def test_the_loss_falls(plain_run, read_lines):
@@ -86,7 +94,10 @@ def test_metrics_are_those_of_the_file_they_stand_beside(plain_run):
 def test_metrics_are_those_of_best_also_when_it_is_not_the_last(tiny, tmp_path, monkeypatch):
     scores = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(state, "main_score", lambda *args: next(scores))
-    config = tiny(tmp_path / "run", {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0})
+    config = tiny(
+        tmp_path / "run",
+        {"train.steps": 3, "train.eval_every": 1, "train.ema": 0, "eval.images": 2, "eval.pictures": 0},
+    )
     metrics = train(config)
     assert checkpoint.load(tmp_path / "run/best.pt", "x")["step"] == 1
     assert metrics == evaluate.evaluate_checkpoint(config, str(tmp_path / "run/best.pt"))
@@ -127,7 +138,9 @@ def test_every_loss_is_logged_raw_weighted_and_as_a_share(distilled_run, read_li
         for name, weight in run.objective.weights_at(0.0).items():
             assert line[f"weighted/{name}"] == pytest.approx(weight * line[f"raw/{name}"])
             assert line[f"share/{name}"] == pytest.approx(100 * line[f"weighted/{name}"] / line["loss/total"])
-        assert line["loss/total"] == pytest.approx(sum(v for k, v in line.items() if k.startswith("weighted/")))
+        assert line["loss/total"] == pytest.approx(
+            sum(v for k, v in line.items() if k.startswith("weighted/"))
+        )
         assert sum(v for k, v in line.items() if k.startswith("share/")) == pytest.approx(100)
         assert line["train/gradient_norm"] > 0 and line["speed/images_per_second"] > 0
         assert 0 <= line["speed/data_wait_percent"] <= 100 and line["data/skipped"] == 0
@@ -139,7 +152,14 @@ def test_validation_lines(distilled_run, read_lines):
     lines = read_lines(folder, "val")
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
-        assert {"val/seg/mIoU", "val/det/mAP", "val/det/mAP50", "val/seg/IoU/road", "val/det/AP/car", "val/images"} <= set(line)
+        assert {
+            "val/seg/mIoU",
+            "val/det/mAP",
+            "val/det/mAP50",
+            "val/seg/IoU/road",
+            "val/det/AP/car",
+            "val/images",
+        } <= set(line)
 
 
 def test_tensorboard_shows_the_same_numbers_and_pictures(distilled_run, read_lines):
@@ -196,7 +216,10 @@ def test_losses_follow_weights_that_change_and_what_a_balance_adds():
 
 def test_a_loss_that_is_not_finite_is_named_by_what_stands_in_the_total():
     meter = LossMeter()
-    meter.add({"a": torch.tensor(1.0), "b": torch.tensor(1.0)}, {"a": torch.tensor(1.0), "b": torch.tensor(float("inf"))})
+    meter.add(
+        {"a": torch.tensor(1.0), "b": torch.tensor(1.0)},
+        {"a": torch.tensor(1.0), "b": torch.tensor(float("inf"))},
+    )
     with pytest.raises(UserError, match=r"step 7: the loss b is not finite"):
         meter.check_finite(7)
 
@@ -206,8 +229,15 @@ def test_images_per_second_counts_the_images_since_the_clock_was_set(tiny, tmp_p
     clocked = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clocked[0])
     update = Ema.update
-    monkeypatch.setattr(Ema, "update", lambda self: (update(self), clocked.__setitem__(0, clocked[0] + 2.0))[0])
-    train(tiny(tmp_path / "run", {"train.steps": 6, "train.log_every": 4, "train.eval_every": 3, "eval.pictures": 0}))
+    monkeypatch.setattr(
+        Ema, "update", lambda self: (update(self), clocked.__setitem__(0, clocked[0] + 2.0))[0]
+    )
+    train(
+        tiny(
+            tmp_path / "run",
+            {"train.steps": 6, "train.log_every": 4, "train.eval_every": 3, "eval.pictures": 0},
+        )
+    )
     line = read_lines(tmp_path / "run", "train")[0]
     assert line["speed/images_per_second"] == pytest.approx(4 / 2)  # a batch of 4 in every 2 seconds
 
@@ -229,7 +259,12 @@ def test_log_drops_what_is_past_the_step_it_goes_on_from(tmp_path, read_lines):
 
 def test_flatten_and_clock():
     metrics = {"images": 2, "seg": {"mIoU": 1.0, "IoU": {"car": 2.0, "a/b": None}}}
-    assert flatten(metrics, "val") == {"val/images": 2, "val/seg/mIoU": 1.0, "val/seg/IoU/car": 2.0, "val/seg/IoU/a/b": None}
+    assert flatten(metrics, "val") == {
+        "val/images": 2,
+        "val/seg/mIoU": 1.0,
+        "val/seg/IoU/car": 2.0,
+        "val/seg/IoU/a/b": None,
+    }
     assert [clock(s) for s in (0, 59.6, 75, 3661)] == ["0:00", "1:00", "1:15", "1:01:01"]
 
 
@@ -250,7 +285,9 @@ def test_a_teacher_of_one_task_is_drawn_with_that_task(tiny, tmp_path):
 
 def test_the_teacher_is_the_same_to_the_bit_after_training(distilled_run, same_weights):
     config, _, run = distilled_run
-    same_weights(run.teachers.members["teacher"].net.state_dict(), checkpoint.load(config.teacher.path, "x")["model"])
+    same_weights(
+        run.teachers.members["teacher"].net.state_dict(), checkpoint.load(config.teacher.path, "x")["model"]
+    )
     assert not run.teachers.members["teacher"].net.training and all(
         p.grad is None for p in run.teachers.members["teacher"].net.parameters()
     )
@@ -267,7 +304,9 @@ def test_the_teacher_is_in_no_file(distilled_run):
     def tensors(node):
         if isinstance(node, torch.Tensor):
             yield node
-        for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        for child in (
+            node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+        ):
             yield from tensors(child)
 
     for name in ("best.pt", "last.pt"):
@@ -295,7 +334,9 @@ def test_the_saved_network_is_the_average_and_the_resumed_one_the_live(plain_run
     content = checkpoint.load(plain_run[1] / "last.pt", "x")
     live, average = content["resume"]["distiller"], content["model"]
     assert content["resume"]["ema_updates"] == 30
-    assert not torch.equal(live["student.heads.seg.classifier.weight"], average["heads.seg.classifier.weight"])
+    assert not torch.equal(
+        live["student.heads.seg.classifier.weight"], average["heads.seg.classifier.weight"]
+    )
 
 
 def test_without_average_the_saved_network_is_the_live_one(teacher_run, same_weights):
@@ -308,7 +349,8 @@ def test_without_average_the_saved_network_is_the_live_one(teacher_run, same_wei
 
 
 def test_lr_by_hand():
-    # 4 steps of warm-up to the peak in fifths; then 7 steps of cosine, of which the middle one is half-way between 1 and .2
+    # 4 steps of warm-up to the peak in fifths; then 7 steps of cosine, of which the middle one is half-way
+    # between 1 and .2
     assert [lr_factor(s, 11, 4, 0.2) for s in range(4)] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5])
     assert lr_factor(4, 11, 4, 0.2) == pytest.approx(1.0)
     assert lr_factor(7, 11, 4, 0.2) == pytest.approx(0.6)
@@ -326,9 +368,16 @@ def test_norms_and_biases_are_not_decayed(tiny, tmp_path, name, kind):
     optimizer = make_optimizer(net, name=name, lr=0.1, weight_decay=0.3, momentum=0.8)
     assert isinstance(optimizer, kind)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    norms = {id(p) for m in net.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm)) for p in m.parameters(recurse=False)}
+    norms = {
+        id(p)
+        for m in net.modules()
+        if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))
+        for p in m.parameters(recurse=False)
+    }
     expected = {
-        id(p): 0.0 if id(p) in norms or re.search(r"bias\b", n) else 0.3 for n, p in net.named_parameters() if p.requires_grad
+        id(p): 0.0 if id(p) in norms or re.search(r"bias\b", n) else 0.3
+        for n, p in net.named_parameters()
+        if p.requires_grad
     }
     named = {id(p): n for n, p in net.named_parameters()}
     assert {named[k]: v for k, v in decay.items()} == {named[k]: v for k, v in expected.items()}
@@ -348,13 +397,17 @@ def test_average_by_hand():
         norm.num_batches_tracked.fill_(7)
     ema.update()  # decay min(.15, 1/10) = .1: .1 * 1 + .9 * 11 = 10, .1 * 0 + .9 * 10 = 9
     own = ema.net.state_dict()
-    assert own["0.weight"].item() == pytest.approx(10.0) and own["1.running_mean"].item() == pytest.approx(9.0)
+    assert own["0.weight"].item() == pytest.approx(10.0) and own["1.running_mean"].item() == pytest.approx(
+        9.0
+    )
     assert own["1.num_batches_tracked"].item() == 7
     norm.num_batches_tracked.fill_(8)
     with torch.no_grad():
         linear.weight.fill_(0.0)
     ema.update()  # decay min(.15, 2/11) = .15: .15 * 10 + .85 * 0 = 1.5, .15 * 9 + .85 * 10 = 9.85
-    assert own["0.weight"].item() == pytest.approx(1.5) and own["1.running_mean"].item() == pytest.approx(9.85)
+    assert own["0.weight"].item() == pytest.approx(1.5) and own["1.running_mean"].item() == pytest.approx(
+        9.85
+    )
     assert own["1.num_batches_tracked"].item() == 8 and ema.updates == 2
     assert linear.weight.item() == 0.0  # the live network is left alone
     assert not ema.net.training and not any(p.requires_grad for p in ema.net.parameters())
@@ -439,17 +492,24 @@ def spoil(monkeypatch, at, spoiler):
     [
         (lambda ce: ce * float("nan"), "step 3: the loss seg.hard.ce is not finite"),
         (lambda ce: ce + float("inf"), "step 3: the loss seg.hard.ce is not finite"),
-        (lambda ce: ce + (ce - ce.detach()).sqrt(), "step 3: the gradient is not finite though every loss is"),
+        (
+            lambda ce: ce + (ce - ce.detach()).sqrt(),
+            "step 3: the gradient is not finite though every loss is",
+        ),
     ],
 )
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_files(tiny, tmp_path, monkeypatch, spoiler, said):
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_files(
+    tiny, tmp_path, monkeypatch, spoiler, said
+):
     spoil(monkeypatch, 3, spoiler)
     with pytest.raises(UserError) as error:
         train(tiny(tmp_path / "run", {"train.save_every": 1, "train.log_every": 10}))
     assert str(error.value).startswith(said) and "train.optimizer.lr" in str(error.value)
     content = checkpoint.load(tmp_path / "run/last.pt", "x")
     assert content["step"] == 2
-    assert all(v.isfinite().all() for v in [*content["model"].values(), *content["resume"]["distiller"].values()])
+    assert all(
+        v.isfinite().all() for v in [*content["model"].values(), *content["resume"]["distiller"].values()]
+    )
     assert not (tmp_path / "run/metrics.json").exists()
 
 
@@ -465,7 +525,10 @@ def finished(tiny, tmp_path):
 def test_a_folder_in_use_is_refused(finished):
     make, files = finished
     before = files()
-    with pytest.raises(UserError, match="run.dir: .* holds a run already; continue it with --resume, replace it with --overwrite"):
+    with pytest.raises(
+        UserError,
+        match="run.dir: .* holds a run already; continue it with --resume, replace it with --overwrite",
+    ):
         train(make())
     assert files() == before
 
@@ -480,7 +543,11 @@ def test_overwrite_replaces_the_run(finished, tmp_path, read_lines):
 
 @pytest.mark.parametrize(
     "fault",
-    [{"model.encoder": "tu-nothing"}, {"data.train.split": "trian"}, {"data.labelled": 99, "data.unlabelled": False}],
+    [
+        {"model.encoder": "tu-nothing"},
+        {"data.train.split": "trian"},
+        {"data.labelled": 99, "data.unlabelled": False},
+    ],
 )
 def test_overwrite_with_a_faulty_config_destroys_nothing(finished, fault):
     make, files = finished
@@ -515,7 +582,13 @@ def test_resume_with_another_config_names_the_key(finished, change, key):
 
 def test_resume_may_change_what_cannot_change_the_result(finished):
     make, _ = finished
-    free = {"data.workers": 1, "train.log_every": 1, "train.save_every": 1, "eval.pictures": 1, "run.threads": 2}
+    free = {
+        "data.workers": 1,
+        "train.log_every": 1,
+        "train.save_every": 1,
+        "eval.pictures": 1,
+        "run.threads": 2,
+    }
     assert train(make(**free), resume=True) is not None
 
 

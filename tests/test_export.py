@@ -43,8 +43,16 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(tiny, home):
     """A run whose validation images are its training images, so that it finds something on them."""
-    changes = {"train.steps": 60, "train.ema": 0, "train.save_every": 60, "data.val": {"split": "train", "count": 12}}
-    return tiny(home / "run", {**changes, "model.width": 16, "eval.pictures": 0, "train.optimizer": {"lr": 1e-2, "warmup": 5}})
+    changes = {
+        "train.steps": 60,
+        "train.ema": 0,
+        "train.save_every": 60,
+        "data.val": {"split": "train", "count": 12},
+    }
+    return tiny(
+        home / "run",
+        {**changes, "model.width": 16, "eval.pictures": 0, "train.optimizer": {"lr": 1e-2, "warmup": 5}},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +133,22 @@ def test_a_file_describes_itself(net, trained, files, name):
     path, content = files(name), checkpoint.load(trained, "x")
     text = onnx_files.runner(path, CPU)[0] if name.endswith("onnx") else program.text_in(path)
     found = json.loads(text)
-    assert found["format"] == describe.FORMAT and found["arch"] == content["arch"] and found["params"] == content["params"]
-    assert found["strides"] == {"seg": [4], "det": [8, 16]} and found["precision"] == "fp32" and found["decode"] is None
+    assert (
+        found["format"] == describe.FORMAT
+        and found["arch"] == content["arch"]
+        and found["params"] == content["params"]
+    )
+    assert (
+        found["strides"] == {"seg": [4], "det": [8, 16]}
+        and found["precision"] == "fp32"
+        and found["decode"] is None
+    )
     assert found["input"]["shape"] == ["batch", 3, *SIZE] and found["input"]["range"] == [0, 1]
     assert list(found["outputs"]) == ["seg", "det"]
     tasks = open_network(path, "x", CPU).tasks
-    assert tasks["det"].classes == tuple(content["arch"]["tasks"]["det"]["classes"]) and tasks["det"].strides == (8, 16)
+    assert tasks["det"].classes == tuple(content["arch"]["tasks"]["det"]["classes"]) and tasks[
+        "det"
+    ].strides == (8, 16)
     assert os.getcwd().encode() not in Path(path).read_bytes(), "paths of the machine that exported"
 
 
@@ -139,11 +157,15 @@ def test_a_file_describes_itself(net, trained, files, name):
 def test_half_precision_and_bytes(net, files, name):
     path = files(name, precision="fp16", uint8=True)
     network = open_network(path, "x", CPU)
-    assert network.precision == "fp16" and os.path.getsize(path) < 0.75 * os.path.getsize(files(f"raw.{name[5:]}"))
+    assert network.precision == "fp16" and os.path.getsize(path) < 0.75 * os.path.getsize(
+        files(f"raw.{name[5:]}")
+    )
     expected, found = net(images(3)).preds, network.run(images(3)).preds
     for task in expected:
         assert found[task].dtype == torch.float32
-        torch.testing.assert_close(found[task], expected[task], atol=0.02 * float(expected[task].abs().max()), rtol=0)
+        torch.testing.assert_close(
+            found[task], expected[task], atol=0.02 * float(expected[task].abs().max()), rtol=0
+        )
     assert not torch.equal(found["seg"], expected["seg"])
 
 
@@ -154,7 +176,9 @@ def test_free_sides(net, trained, tmp_path):
     network = open_network(path, "x", CPU)
     for size in ((48, 64), (64, 48), (80, 160)):
         batch = exporting.pictures(size)[:2]
-        torch.testing.assert_close(network.run(batch).preds["det"], net(batch).preds["det"], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            network.run(batch).preds["det"], net(batch).preds["det"], atol=1e-4, rtol=1e-4
+        )
 
 
 # several tasks of a kind
@@ -241,7 +265,9 @@ def test_an_option_that_several_tasks_have_names_its_task(several, tmp_path, giv
 def test_a_network_without_options_of_decoding(tmp_path):
     tasks = {name: several_tasks.TASKS[name] for name in ("lane", "weather")}
     several_tasks.write(tmp_path / "x.pt", tasks)
-    with pytest.raises(UserError, match="--decode: nms_iou=0.5: no task of the network has an option of decoding"):
+    with pytest.raises(
+        UserError, match="--decode: nms_iou=0.5: no task of the network has an option of decoding"
+    ):
         export(Export(str(tmp_path / "x.pt"), str(tmp_path / "x.pt2"), decode=["nms_iou=0.5"]))
 
 
@@ -251,7 +277,9 @@ def test_names_that_would_meet_in_a_file():
 
     met = named(seg="semantic", mask="semantic")
     assert list(describe.outputs(met, None)) == ["seg", "mask"]
-    with pytest.raises(UserError, match="tasks.mask: .*called 'mask'.*leave --decode out, or train it under another name"):
+    with pytest.raises(
+        UserError, match="tasks.mask: .*called 'mask'.*leave --decode out, or train it under another name"
+    ):
         describe.outputs(met, {"seg": {}, "mask": {}})
     assert list(describe.outputs(met, {"mask": {}})) == ["seg", "mask", "mask_mask"]
     with pytest.raises(UserError, match="tasks.images: .*called 'images'.*; train it under another name"):
@@ -267,8 +295,14 @@ def test_int8_is_smaller_measured_and_runs(config, files, net):
     graph = onnx.load(path).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights.values()) > 10
-    scales = [node.input[1] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights]
-    assert any(weights[scale].dims and weights[scale].dims[0] > 1 for scale in scales), "one scale for all channels"
+    scales = [
+        node.input[1]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    ]
+    assert any(weights[scale].dims and weights[scale].dims[0] > 1 for scale in scales), (
+        "one scale for all channels"
+    )
     network = open_network(path, "x", CPU)
     seg = [network.run(images(count)).preds["seg"].shape for count in (1, 3)]
     assert network.precision == "int8" and (seg[0][0], seg[1][0]) == (1, 3) and seg[0][1:] == seg[1][1:]
@@ -293,7 +327,10 @@ def test_the_table_of_what_int8_costs():
     text = exporting.accuracy_table({"images": 9, "float": "nothing", "measured": [row]}, tasks)
     head, titles, _, line = text.splitlines()
     assert head.startswith("9 images of data.val, figures in percent")
-    assert [t.strip() for t in titles.split("  ") if t.strip()][2:4] == ["mIoU", "lane mIoU"] and "AbsRel" in titles
+    assert [t.strip() for t in titles.split("  ") if t.strip()][2:4] == [
+        "mIoU",
+        "lane mIoU",
+    ] and "AbsRel" in titles
     assert line.split()[-6:] == ["60.00", "50.00", "91.50", "0.123", "this", "one"]
 
 
@@ -302,7 +339,9 @@ def test_what_stays_in_float(files):
     kinds = {node.name: node.op_type for node in graph.node}
     weights = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
     kept = {level: quantise.in_float(graph, level) for level in quantise.FLOAT}
-    nothing, last, heads = ([weights[n] for n in kept[level] if kinds[n] == "Conv"] for level in quantise.FLOAT)
+    nothing, last, heads = (
+        [weights[n] for n in kept[level] if kinds[n] == "Conv"] for level in quantise.FLOAT
+    )
     assert nothing == [] and {"TopK", "NonMaxSuppression"} <= {kinds[n] for n in kept["nothing"]}
     leaf = {"net.heads.seg.classifier.weight", "net.heads.det.classifier.weight", "net.heads.det.box.weight"}
     assert set(last) == leaf | {"net.heads.det.objectness.weight"}
@@ -349,7 +388,9 @@ def test_a_file_that_gives_something_else_is_not_kept(trained, tmp_path, monkeyp
     monkeypatch.setattr(exporting, "Exported", Off)
     out = tmp_path / "net.pt2"
     out.write_bytes(b"the old file")
-    with pytest.raises(UserError, match="was not written: its output 'seg' differs from PyTorch's.*--tolerance"):
+    with pytest.raises(
+        UserError, match="was not written: its output 'seg' differs from PyTorch's.*--tolerance"
+    ):
         export(Export(trained, str(out)))
     assert out.read_bytes() == b"the old file" and os.listdir(tmp_path) == ["net.pt2"]
     export(Export(trained, str(out), tolerance=0.01))
@@ -359,7 +400,9 @@ def test_a_file_that_gives_something_else_is_not_kept(trained, tmp_path, monkeyp
 def test_decoding_that_gives_something_else_is_not_kept(trained, tmp_path, monkeypatch):
     true = decoders.unsuppressed
     monkeypatch.setattr(decoders, "unsuppressed", lambda *args: true(*args[:4], 0.01, args[5]))
-    with pytest.raises(UserError, match=r"not PyTorch's: detections: \d+ of \d+ without a counterpart, more than 1 %"):
+    with pytest.raises(
+        UserError, match=r"not PyTorch's: detections: \d+ of \d+ without a counterpart, more than 1 %"
+    ):
         export(Export(trained, str(tmp_path / "net.pt2"), decode=DECODE))
     assert os.listdir(tmp_path) == []
 
@@ -372,41 +415,58 @@ def test_gaps():
     small = parity.gap("x", a / 1e3, b / 1e3)  # a part of a small output's value may differ more
     assert small.relative == pytest.approx(2e-5, rel=1e-3) and small.within(1e-4)
     for other in (torch.tensor([float("nan"), 0.0]), torch.zeros(3)):
-        assert not parity.gap("x", a, other).within(1e9) and not parity.gap("x", a, other).within(float("inf"))
+        assert not parity.gap("x", a, other).within(1e9) and not parity.gap("x", a, other).within(
+            float("inf")
+        )
 
 
 def test_a_missing_detection_is_counted():
     class One:
         def __init__(self, boxes, scores, classes):
-            self.boxes, self.scores, self.classes = torch.tensor(boxes).view(-1, 4), torch.tensor(scores), torch.tensor(classes)
+            self.boxes, self.scores, self.classes = (
+                torch.tensor(boxes).view(-1, 4),
+                torch.tensor(scores),
+                torch.tensor(classes),
+            )
 
     a = One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 1])
     swapped = One([[5.0, 5, 9, 9], [0.0, 0, 9, 9]], [0.5, 0.9], [1, 0])
     assert without_counterpart([a], [swapped], 1e-4) == (0, 4)
     assert without_counterpart([a], [One([[0.0, 0, 9, 9]], [0.9], [0])], 1e-4) == (1, 3)
-    assert without_counterpart([a], [One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 0])], 1e-4) == (2, 4)
+    assert without_counterpart([a], [One([[0.0, 0, 9, 9], [5.0, 5, 9, 9]], [0.9, 0.5], [0, 0])], 1e-4) == (
+        2,
+        4,
+    )
     assert without_counterpart([a], [One([], [], [])], 1e-4) == (2, 2)
 
 
 def test_differences_of_decoding_in_words():
-    """A share of many things, a number of few; of a task with a name of its own with it; batches are added up."""
+    """A share of many things, a number of few; of a task with a name of its own with it; batches are added
+    up."""
     seg, det = build_task("seg", None, ["a"], (4,)), build_task("det", None, ["a"], (8,))
     lane, sign = build_task("lane", "semantic", ["a"], (4,)), build_task("sign", "detection", ["a"], (8,))
     gaps = [parity.DecodedGap(task, 3, 20_000, 1e-3, "pixels have another class") for task in (seg, lane)]
     assert str(gaps[0]) == "mask: 0.015 % of the pixels have another class"
     assert str(gaps[1]) == "lane_mask: 0.015 % of the pixels have another class"
-    gaps += [parity.DecodedGap(task, 1, 40, 1e-2, "detections without a counterpart") for task in (det, sign, sign)]
+    gaps += [
+        parity.DecodedGap(task, 1, 40, 1e-2, "detections without a counterpart") for task in (det, sign, sign)
+    ]
     assert [g.is_close for g in gaps] == [True, True, False, False, False]
     *masks, one, both = map(str, parity.together(gaps))
     assert len(masks) == 2 and one == "detections: 1 of 40 without a counterpart"
     assert both == "sign detections: 2 of 80 without a counterpart"
-    assert parity.DecodedGap(det, 1, 100, 1e-2, "").is_close and parity.DecodedGap(det, 0, 0, 0, "x y").is_close
+    assert (
+        parity.DecodedGap(det, 1, 100, 1e-2, "").is_close and parity.DecodedGap(det, 0, 0, 0, "x y").is_close
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": "net.onx"}, "--out: 'net.onx' ends in '.onx', which is no format here; did you mean '.onnx'?"),
+        (
+            {"out": "net.onx"},
+            "--out: 'net.onx' ends in '.onx', which is no format here; did you mean '.onnx'?",
+        ),
         ({"out": "net.pt2", "precision": "int8"}, "--int8 is for ONNX; give an --out that ends in .onnx"),
         ({"out": "net.pt2", "opset": 18}, "--opset is for ONNX"),
         ({"precision": "int8"}, "--int8: needs --config"),
@@ -414,7 +474,10 @@ def test_differences_of_decoding_in_words():
         ({"eval_images": 0, "precision": "int8"}, "--eval-images: 0 is not a number of images"),
         ({"decode": [], "dynamic_size": True}, "--dynamic-size: outputs are decoded for one size"),
         ({"tolerance": 0.0}, "--tolerance: 0.0 is not a number above 0"),
-        ({"decode": ["score_treshold=0.3"]}, "--decode.score_treshold: no such option; did you mean 'score_threshold'?"),
+        (
+            {"decode": ["score_treshold=0.3"]},
+            "--decode.score_treshold: no such option; did you mean 'score_threshold'?",
+        ),
         ({"decode": ["nms_iou=2"]}, "--decode: nms_iou: 2"),
         ({"decode": ["nms_iou=high"]}, "--decode.nms_iou: needs a number"),
         ({"decode": ["0.3"]}, "--decode: '0.3': write it as key=value; keys: score_threshold"),
@@ -435,10 +498,14 @@ def test_int8_of_other_data_and_sets(trained, config, tiny, tmp_path):
 
 
 def test_the_tool(tool, trained, tmp_path):
-    status, out, err = tool("export", "--checkpoint", trained, "--out", tmp_path / "deep/net.pt2", "--decode", "max_detections=3")
+    status, out, err = tool(
+        "export", "--checkpoint", trained, "--out", tmp_path / "deep/net.pt2", "--decode", "max_detections=3"
+    )
     assert status == 0, err
     assert "largest difference" in out and "output boxes" in out and "Traceback" not in err
-    assert open_network(str(tmp_path / "deep/net.pt2"), "x", CPU).run(images(1)).preds["det"].scores.shape == (1, 3)
+    assert open_network(str(tmp_path / "deep/net.pt2"), "x", CPU).run(images(1)).preds[
+        "det"
+    ].scores.shape == (1, 3)
     status, _, err = tool("export", "--checkpoint", trained, "--out", tmp_path / "x.onnx", "run.threads=1")
     assert status == 2 and "key=value changes --config, which is not given" in err
     status, _, err = tool("export", "--checkpoint", trained, "--out", tmp_path / "x.onnx", "--fp16", "--int8")
@@ -453,7 +520,9 @@ def test_packages_that_are_not_installed(trained, files, tmp_path, monkeypatch):
             with pytest.raises(UserError, match=re.escape("pip install 'multitask_kd[export]'")):
                 export(Export(trained, str(tmp_path / "x.onnx")))
             if name == "onnxruntime":
-                with pytest.raises(UserError, match=re.escape("--checkpoint: exported files in ONNX need onnxruntime")):
+                with pytest.raises(
+                    UserError, match=re.escape("--checkpoint: exported files in ONNX need onnxruntime")
+                ):
                     open_network(path, "--checkpoint", CPU)
 
 
@@ -469,7 +538,9 @@ def refused(path, message):
 def test_files_of_others(files, tmp_path):
     value = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["b", 3, 4, 4])], [value("y", 1, ["b", 3, 4, 4])])
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("x", 1, ["b", 3, 4, 4])], [value("y", 1, ["b", 3, 4, 4])]
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     foreign = tmp_path / "foreign.onnx"
     onnx.save(model, foreign)
@@ -484,7 +555,9 @@ def test_files_of_others(files, tmp_path):
         onnx.save(model, foreign)
         refused(foreign, message)
 
-    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3, 4, 4),)), tmp_path / "foreign.pt2")
+    torch.export.save(
+        torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3, 4, 4),)), tmp_path / "foreign.pt2"
+    )
     refused(tmp_path / "foreign.pt2", "was not written by tools/export.py")
     refused(tmp_path / "none.onnx", "there is no file")
     for name, whole in (("cut.onnx", files("raw.onnx")), ("cut.pt2", files("raw.pt2"))):
@@ -621,11 +694,23 @@ def test_code_in_a_program_is_never_run(files, tmp_path):
 )
 def test_the_encoders_and_heads_of_the_recipes(encoder, det, kind):
     torch.manual_seed(0)
-    tasks = {"seg": {"classes": list("abcde"), "head": {"depth": det["depth"]}}, "det": {"classes": ["x"], "head": det}}
-    arch = {"encoder": encoder, "strides": [4, 8, 16, 32], "width": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "tasks": tasks}
+    tasks = {
+        "seg": {"classes": list("abcde"), "head": {"depth": det["depth"]}},
+        "det": {"classes": ["x"], "head": det},
+    }
+    arch = {
+        "encoder": encoder,
+        "strides": [4, 8, 16, 32],
+        "width": 16,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "tasks": tasks,
+    }
     net, names = build.network(arch).eval(), ["seg", "det"]
     if kind == "onnx":
-        run = onnx_files.runner(onnx_files.to_onnx(Exported(net), (64, 96), names).SerializeToString(), CPU)[1]
+        run = onnx_files.runner(onnx_files.to_onnx(Exported(net), (64, 96), names).SerializeToString(), CPU)[
+            1
+        ]
     else:
         run = program.of_program(program.to_program(Exported(net), (64, 96)), names, CPU)
     for count in (1, 3):

@@ -21,7 +21,8 @@ def random(*shape, seed=0, scale=1.0):
 
 
 def identity_mgd(channels, **options):
-    """Both convolutions hand every channel on as it is: 1 at the kernel's centre, for maps of at least 0 (ReLU)."""
+    """Both convolutions hand every channel on as it is: 1 at the kernel's centre, for maps of at least 0
+    (ReLU)."""
     loss = MGD(channels, **options)
     with torch.no_grad():
         for conv in (loss.generator[0], loss.generator[2]):
@@ -164,8 +165,8 @@ def test_feature_mse_computes_in_float32():
 
 
 def test_cwd_by_hand():
-    # One image, two channels of two places. Channel 0: teacher (ln 3, 0) is (3/4, 1/4), student (0, 0) is (1/2, 1/2):
-    # 3/4 ln(3/2) + 1/4 ln(1/2) = .130812. Channel 1: both constant, so 0. Over B*C = 2.
+    # One image, two channels of two places. Channel 0: teacher (ln 3, 0) is (3/4, 1/4), student (0, 0) is
+    # (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2) = .130812. Channel 1: both constant, so 0. Over B*C = 2.
     student = torch.zeros(1, 2, 1, 2)
     teacher = torch.tensor([[[[LN3, 0.0]], [[7.0, 7.0]]]])
     hand = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -210,7 +211,8 @@ def test_cwd_is_zero_with_zero_gradient_at_equality_up_to_a_constant_a_channel()
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cwd_of_large_low_precision_maps_is_finite(dtype):
-    # All of the teacher's mass lies on the first place, all of the student's on the second: KL = ln(1 / e^-60000)
+    # All of the teacher's mass lies on the first place, all of the student's on the second: KL = ln(1 /
+    # e^-60000)
     student = torch.tensor([[[[0.0, 60000.0]]]], dtype=dtype, requires_grad=True)
     teacher = torch.tensor([[[[60000.0, 0.0]]]], dtype=dtype)
     loss = CWD()(student, teacher)
@@ -258,7 +260,8 @@ def test_mgd_by_hand_with_an_identity_generator_and_nothing_hidden():
 
 
 def test_mgd_counts_by_the_sum_over_channels_and_places():
-    """[1,C,H,W] of 1 against 0: C*H*W squares of 1. Twice as many places are twice the loss, twice the images are not."""
+    """[1,C,H,W] of 1 against 0: C*H*W squares of 1. Twice as many places are twice the loss, twice the images
+    are not."""
     for shape, count in (((1, 2, 3, 4), 24), ((1, 4, 6, 4), 96), ((5, 2, 3, 4), 24)):
         loss = identity_mgd(shape[1], masked=0.0, factor=1.0)
         assert loss(torch.ones(shape), torch.zeros(shape)).item() == pytest.approx(count)
@@ -266,8 +269,8 @@ def test_mgd_counts_by_the_sum_over_channels_and_places():
 
 @pytest.mark.parametrize("masked", [0.0, 0.25, 0.65, 0.9])
 def test_mgd_hides_a_share_of_the_places(masked):
-    # Ones against ones: a hidden place costs 1 a channel, one that is kept costs nothing. 40000 places: three standard
-    # deviations of the share are at most 3 * sqrt(.25 / 40000) = .0075.
+    # Ones against ones: a hidden place costs 1 a channel, one that is kept costs nothing. 40000 places: three
+    # standard deviations of the share are at most 3 * sqrt(.25 / 40000) = .0075.
     torch.manual_seed(0)
     ones = torch.ones(4, 2, 100, 100)
     hidden = identity_mgd(2, masked=masked, factor=1.0)(ones, ones).item() * 4 / ones.numel()
@@ -354,8 +357,8 @@ def test_mgd_refuses_bad_options(options):
 
 
 def test_pkd_by_hand():
-    # One channel over two images of two places: student (1, -1, 1, -1), teacher (1, 1, -1, -1), both of mean 0 and variance 1.
-    # They are uncorrelated: (0 + 4 + 4 + 0) / 4 / 2 = 1 = 1 - r.
+    # One channel over two images of two places: student (1, -1, 1, -1), teacher (1, 1, -1, -1), both of mean
+    # 0 and variance 1. They are uncorrelated: (0 + 4 + 4 + 0) / 4 / 2 = 1 = 1 - r.
     student = torch.tensor([1.0, -1, 1, -1]).view(2, 1, 1, 2)
     teacher = torch.tensor([1.0, 1, -1, -1]).view(2, 1, 1, 2)
     assert PKD()(student, teacher).item() == pytest.approx(1.0, rel=1e-5)

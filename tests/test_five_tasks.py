@@ -77,7 +77,8 @@ def teacher(five, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(five, teacher):
-    """taught(folder, {key: value}) -> the config of a student whose five tasks are all taught by the checkpoint."""
+    """taught(folder, {key: value}) -> the config of a student whose five tasks are all taught by the
+    checkpoint."""
 
     def make(folder, changes=()):
         own = {f"tasks.{name}": {"alpha": 0.5, "soft": {"loss": loss}} for name, loss in SOFT.items()}
@@ -427,7 +428,8 @@ def test_a_run_with_teachers_of_their_own_for_some_tasks(
         ),
         (
             {"outputs": {"depth": None}},
-            "tasks.depth.alpha: it is above 0, but no teacher knows 'depth'; set it to 0, or add a teacher, or say how to read it "
+            "tasks.depth.alpha: it is above 0, but no teacher knows 'depth'; set it to 0, or add a teacher, "
+            "or say how to read it "
             "in teacher.outputs.depth",
         ),
     ],
@@ -452,7 +454,8 @@ def test_a_network_of_which_nothing_is_named(elsewhere, five, tmp_path):
     for tasks, said in (
         (
             TASKS,
-            "teacher.classes: the class names of det or drivable or lane or weather, in the network's order, are needed",
+            "teacher.classes: the class names of det or drivable or lane or weather, in the network's order, "
+            "are needed",
         ),
         (["depth"], "teacher.tasks: which of the tasks it predicts is needed: depth"),
     ):
@@ -524,11 +527,13 @@ def test_two_teachers_of_a_kind_that_cannot_average_are_refused_before_training(
         ),
         (
             {"tasks.weather": {"soft": {"loss": "kl", "through": "teacher"}}},
-            "tasks.weather.soft.through: teacher needs a head that reads the pyramid, not the encoder; use student",
+            "tasks.weather.soft.through: teacher needs a head that reads the pyramid, not the encoder; use "
+            "student",
         ),
         (
             {"distill": {"x": {"student": "heads.weather", "loss": "pkd"}}},
-            "distill.x.student: 'heads.weather' gives predictions that are no map; tap neck.* or inside the head",
+            "distill.x.student: 'heads.weather' gives predictions that are no map; tap neck.* or inside the "
+            "head",
         ),
         (
             {"distill": {"x": {"student": "heads.lane", "loss": "depth_l1"}}},

@@ -40,7 +40,9 @@ def opened(place: Path, **options) -> Folders:
 
 def test_registered_with_its_options():
     assert LAYOUTS.get("folders", "data") is Folders
-    LAYOUTS.check("folders", {"folder": "a", "label": "weather", "class_folders": ["a"], "cache": "c"}, "data")
+    LAYOUTS.check(
+        "folders", {"folder": "a", "label": "weather", "class_folders": ["a"], "cache": "c"}, "data"
+    )
     with begins("data", "needs folder"):
         LAYOUTS.check("folders", {}, "data")
     with begins("data.label", "a text"):

@@ -61,7 +61,11 @@ def made():
     networks = [
         network(f"n{i}", figures={"seg": {"mIoU": 50.0 + i, "IoU": {"road": 50.0 + i}}}) for i in range(3)
     ]
-    networks += [network("a-rather-long-name-without-any-space-in-it/seed0", latency_ms=times, macs=None, memory_mb=None)]
+    networks += [
+        network(
+            "a-rather-long-name-without-any-space-in-it/seed0", latency_ms=times, macs=None, memory_mb=None
+        )
+    ]
     networks += [network(NASTY, parameters=9_000_000), network("boxes only", figures={"seg": None})]
     shade = np.full((60, 320, 3), 90, np.uint8)
     drawn = {
@@ -74,15 +78,28 @@ def made():
 
 def test_nothing_is_loaded_and_everything_is_escaped(made):
     _, text = made
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)[^"']*""", text) and "url(" not in text and "@import" not in text
+    assert (
+        not re.findall(r"""(?:src|href)=["'](?!data:)[^"']*""", text)
+        and "url(" not in text
+        and "@import" not in text
+    )
     assert "default-src" in text and text.count("<script") == 1 and "alert(&quot;x&quot;)" in text
     assert "&lt;/script&gt;" in text and "{{SECTIONS}}" in text  # a name is not taken for a place to fill
     assert not re.search(r"\{\{(?!SECTIONS)", text)
-    assert set(re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))) == {"POLICY", "TITLE", "LEAD", "SECTIONS"}
+    assert set(re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))) == {
+        "POLICY",
+        "TITLE",
+        "LEAD",
+        "SECTIONS",
+    }
 
 
 def test_a_name_is_no_formula_in_a_spreadsheet():
-    found = list(csv.DictReader(io.StringIO(csv_text(results(network("=HYPERLINK(1)"), network("-a", path="@b"), network("c=d"))))))
+    found = list(
+        csv.DictReader(
+            io.StringIO(csv_text(results(network("=HYPERLINK(1)"), network("-a", path="@b"), network("c=d"))))
+        )
+    )
     assert [row["network"] for row in found] == ["'=HYPERLINK(1)", "'-a", "c=d"] and found[1]["path"] == "'@b"
     assert found[0]["ms"] == "10.0"
 
@@ -119,7 +136,13 @@ def made_up(kind, name):
 
 
 def test_several_tasks_of_a_kind_are_told_apart_by_their_names():
-    given = {"lane": "semantic", "drivable": "semantic", "signs": "detection", "weather": "classification", "z": "depth"}
+    given = {
+        "lane": "semantic",
+        "drivable": "semantic",
+        "signs": "detection",
+        "weather": "classification",
+        "z": "depth",
+    }
     tasks, figures = {}, {}
     for name, kind in given.items():
         tasks[name], figures[name] = made_up(kind, name)
@@ -128,7 +151,12 @@ def test_several_tasks_of_a_kind_are_told_apart_by_their_names():
     keys = [column.key for column in quality_columns(found)]
     assert keys[:4] == ["lane mIoU", "drivable mIoU", "mAP", "mAP50"] and "top1" in keys and "delta1" in keys
     assert rows(found)[0]["lane mIoU"] == 10.0 and rows(found)[0]["delta1"] == 10.0
-    assert [part.heading for part in class_tables(found)] == ["lane IoU", "drivable IoU", "signs AP", "weather accuracy"]
+    assert [part.heading for part in class_tables(found)] == [
+        "lane IoU",
+        "drivable IoU",
+        "signs AP",
+        "weather accuracy",
+    ]
     assert page(found).count('<svg class="plot"') == 3 * 5  # the main metric of each task against each cost
     assert "lane IoU/a" in csv_text(found) and "lane mIoU, percent" in page(found)
 
@@ -148,7 +176,11 @@ def test_one_name_for_two_kinds_is_refused():
     with pytest.raises(UserError, match="'it' is semantic in 'one' and depth in 'two'"):
         merged_tasks({"one": {"it": a}, "two": {"it": b}})
     det, seg = BOTH["det"], BOTH["seg"]
-    assert list(merged_tasks({"one": {"det": det}, "two": {"it": a, "seg": seg, "det": det}})) == ["it", "seg", "det"]
+    assert list(merged_tasks({"one": {"det": det}, "two": {"it": a, "seg": seg, "det": det}})) == [
+        "it",
+        "seg",
+        "det",
+    ]
 
 
 def test_the_template_travels_with_the_package():
@@ -158,20 +190,32 @@ def test_the_template_travels_with_the_package():
 
 def test_a_page_without_pictures_and_with_one_network():
     text = page(results(network("one")))
-    assert "<h2>Pictures</h2>" not in text and "<b>" not in text.split("<script>")[0]  # nothing is best among one
+    assert (
+        "<h2>Pictures</h2>" not in text and "<b>" not in text.split("<script>")[0]
+    )  # nothing is best among one
 
 
 def test_axes_and_marks_of_a_plot():
-    points = [plot.Point("a", 1, 50, front=True), plot.Point("b", 100, 60, 90, 130, front=True), plot.Point("c & d", 50, 40)]
+    points = [
+        plot.Point("a", 1, 50, front=True),
+        plot.Point("b", 100, 60, 90, 130, front=True),
+        plot.Point("c & d", 50, 40),
+    ]
     svg = plot.scatter(points, "ms", "mIoU")
-    assert svg.count("<circle") == 3 and svg.count('class="dot front"') == 2 and svg.count('class="spread"') == 1
+    assert (
+        svg.count("<circle") == 3 and svg.count('class="dot front"') == 2 and svg.count('class="spread"') == 1
+    )
     assert "ms, logarithmic" in svg and ">c &amp; d</text>" in svg
     xs = {name: float(x) for x, name in re.findall(r'cx="([\d.]+)"[^>]*><title>(\w)', svg)}
     assert plot.LEFT < xs["a"] < xs["c"] < xs["b"] < plot.WIDTH
     alone = plot.scatter([plot.Point("a", 0, 0)], "ms", "mIoU")  # neither axis has an extent
     assert "nan" not in alone and "inf" not in alone
-    crowd = plot.scatter([plot.Point(f"network {i}", 5 + i * 1e-3, 50 + i * 1e-3) for i in range(40)], "ms", "mIoU")
-    assert crowd.count("<circle") == 40 and 0 < crowd.count('class="name"') < 40  # the others would lie upon one another
+    crowd = plot.scatter(
+        [plot.Point(f"network {i}", 5 + i * 1e-3, 50 + i * 1e-3) for i in range(40)], "ms", "mIoU"
+    )
+    assert (
+        crowd.count("<circle") == 40 and 0 < crowd.count('class="name"') < 40
+    )  # the others would lie upon one another
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +235,23 @@ def test_in_a_browser(made, window, tmp_path, width):
     window.requests.clear()
     window.open(tmp_path / "p.html", width, dark=width == 400)
     assert window.run("document.documentElement.scrollWidth") <= width
-    shown = window.run("[...document.querySelectorAll('#summary tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+    shown = window.run(
+        "[...document.querySelectorAll('#summary tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
     assert [line[0] for line in shown] == [line["network"] for line in rows(found)]
     heads = window.run("[...document.querySelectorAll('#summary thead th')].map(c => c.textContent)")
     assert [line[heads.index("mIoU")] for line in shown] == ["50.0", "51.0", "52.0", "51.2", "51.2", "-"]
     assert window.run("document.querySelectorAll('svg.plot').length") == 6
-    cut = "[...document.querySelectorAll('svg.plot text')].filter(t => { const a = t.getBoundingClientRect(), "
+    cut = (
+        "[...document.querySelectorAll('svg.plot text')].filter(t => { const a = t.getBoundingClientRect(), "
+    )
     cut += "b = t.ownerSVGElement.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 }).length"
     assert window.run(cut) == 0
     assert window.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert window.errors == [] and [url for url in window.requests if not url.startswith(("data:", "file:"))] == []
+    assert (
+        window.errors == []
+        and [url for url in window.requests if not url.startswith(("data:", "file:"))] == []
+    )
     assert window.run("getComputedStyle(document.body).backgroundColor") == (
         "rgb(21, 24, 28)" if width == 400 else "rgb(255, 255, 255)"
     )
@@ -218,4 +269,7 @@ def test_a_click_sorts_and_what_was_not_measured_comes_last(made, window, tmp_pa
     again = window.run(names)
     assert again[0] == "n0" and again[-1] == "boxes only"
     window.run(click.format("network"))
-    assert window.run(names)[-1] == "n2" and window.run("document.querySelectorAll('#summary [aria-sort]').length") == 1
+    assert (
+        window.run(names)[-1] == "n2"
+        and window.run("document.querySelectorAll('#summary [aria-sort]').length") == 1
+    )

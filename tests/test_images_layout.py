@@ -25,7 +25,11 @@ def place(tmp_path: Path) -> Path:
 def test_one_folder(place):
     assert LAYOUTS.get("images", "data") is Images
     data = Images(folder="a", root=str(place))
-    assert [data.name(i) for i in range(len(data))] == ["2.png", "deep/1.PNG"] and not data.classes and not data.faults
+    assert (
+        [data.name(i) for i in range(len(data))] == ["2.png", "deep/1.PNG"]
+        and not data.classes
+        and not data.faults
+    )
     sample = data.read(1)
     assert sample.image.shape == (2, 3, 3) and (sample.image == 10).all()
     assert sample.labels == {}

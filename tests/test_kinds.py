@@ -189,6 +189,8 @@ def test_a_kind_that_is_unknown_or_not_given_is_refused():
     known = "known: classification, depth, detection, semantic"
     with says(f"tasks.lane: needs kind; {known} (only tasks called seg and det need none)"):
         kind_of("lane", None, "tasks.lane")
+    with says("tasks.sge: needs kind", "; did you mean 'seg'?"):
+        kind_of("sge", None, "tasks.sge")
     with says("tasks.lane.kind: unknown kind of task 'semantc'; did you mean 'semantic'?"):
         build_task("lane", "semantc", CLASSES, (8,))
     with says("tasks.lane.hard.dicee: no such option; did you mean 'dice'?"):

@@ -284,7 +284,8 @@ def test_workers_and_a_resume_change_nothing():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading_does_not_draw_from_the_global_random_state(workers):
-    # else a resumed run, which opens its loader once more, would go on with other random numbers than the run it resumes
+    # else a resumed run, which opens its loader once more, would go on with other random numbers than the run
+    # it resumes
     torch.manual_seed(3)
     before = torch.get_rng_state()
     list(batches(Pictures(), pools(), stop=1, workers=workers))
@@ -304,7 +305,8 @@ EVERY = packings(
 
 
 class Named(Pictures):
-    """Labels of every kind: seg and det as above, and in image i weather i % 4, in its left half lane 2, metres 2.5 * i.
+    """Labels of every kind: seg and det as above, and in image i weather i % 4, in its left half lane 2,
+    metres 2.5 * i.
 
     An image whose number is divisible by 3 has none but det. Of det only x is labelled in odd images.
     """
@@ -437,7 +439,8 @@ def test_nothing_can_be_read():
 
 
 def test_a_replacement_comes_from_the_same_pool():
-    # image 3 is broken and 4 keeps no label: what replaces 3 must be 5, or a label is used that was to be left out
+    # image 3 is broken and 4 keeps no label: what replaces 3 must be 5, or a label is used that was to be
+    # left out
     chosen = [Pool(np.array([3, 5]), 2, True), Pool(np.array([0, 1, 2, 4, 6, 7, 8, 9, 10]), 2, False)]
     for batch, _ in batches(Pictures(broken=[3]), chosen, stop=6, skip_errors=True):
         assert batch.indices[:2].tolist() == [5, 5]

@@ -269,7 +269,8 @@ def test_det_mse_raw_by_hand():
 def test_det_mse_probability_by_hand():
     student = torch.zeros(1, 1, 6)
     teacher = torch.tensor([[[1.0, 0, 0, 1, LN3, -LN3]]])
-    # offset and log size as they are: 1 + 1; sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4: twice (1/4)^2. Over 6.
+    # offset and log size as they are: 1 + 1; sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4: twice (1/4)^2. Over
+    # 6.
     assert DetMSE(form="probability")(student, teacher).item() == pytest.approx((2 + 2 / 16) / 6)
 
 

@@ -1,4 +1,5 @@
-"""Layouts of images and index masks, ``masks`` and ``coco_stuff``, on sets of a few pixels; real files where they are present."""
+"""Layouts of images and index masks, ``masks`` and ``coco_stuff``, on sets of a few pixels; real files where
+they are present."""
 
 from __future__ import annotations
 
@@ -88,7 +89,9 @@ def test_void_may_come_first(folder):
 
 
 def test_class_list_from_a_file(folder):
-    (folder.root / "names.json").write_text(json.dumps({"8": "sky", "1": "car", "7": "bus", "0": "road", "255": "void"}))
+    (folder.root / "names.json").write_text(
+        json.dumps({"8": "sky", "1": "car", "7": "bus", "0": "road", "255": "void"})
+    )
     data = folder.open(seg_classes="names.json")
     assert data.classes["seg"] == ("road", "car", "bus", "sky")  # by index, not as written
     assert data.read(0).labels["seg"].tolist() == [[0, 1, 1], [2, 3, IGNORE]]
@@ -296,13 +299,31 @@ def test_mappings_are_for_several_folders_only(several):
 
 def test_numbering():
     """Category ids as the data set publishes them."""
-    ids = {1: "person", 12: "street sign", 13: "stop sign", 90: "toothbrush", 92: "banner", 157: "sky-other", 182: "wood"}
-    assert all(NAMES[key - 1] == name for key, name in ids.items()) and len(set(NAMES)) == 182 and len(UNUSED) == 11
+    ids = {
+        1: "person",
+        12: "street sign",
+        13: "stop sign",
+        90: "toothbrush",
+        92: "banner",
+        157: "sky-other",
+        182: "wood",
+    }
+    assert (
+        all(NAMES[key - 1] == name for key, name in ids.items())
+        and len(set(NAMES)) == 182
+        and len(UNUSED) == 11
+    )
     assert len(USED) == 171 and USED[11] == "stop sign" and USED[79:81] == ("toothbrush", "banner")
-    assert {"hat", "blender", "hair brush", "window"}.isdisjoint(USED) and {"wood", "window-other"} <= set(USED)
+    assert {"hat", "blender", "hair brush", "window"}.isdisjoint(USED) and {"wood", "window-other"} <= set(
+        USED
+    )
     index = {form: index_of for form, (index_of, _, _) in FORMS.items()}
     assert index["stuffthingmaps"]["sky-other"] == 156 and index["labelTrainIds"]["sky-other"] == 156 - 11
-    assert index["pixelmaps"]["banner"] == 92 and index["pixelmaps"]["other"] == 183 and len(index["pixelmaps"]) == 92
+    assert (
+        index["pixelmaps"]["banner"] == 92
+        and index["pixelmaps"]["other"] == 183
+        and len(index["pixelmaps"]) == 92
+    )
 
 
 def test_stuffthingmaps(folder):
@@ -349,7 +370,9 @@ def test_other_forms(folder):
 def test_boxes_from_an_instances_json(folder):
     index = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 3, "height": 2}],
-        "annotations": [{"id": 5, "image_id": 1, "category_id": 8, "bbox": [1, 0, 1, 2], "area": 2, "iscrowd": 1}],
+        "annotations": [
+            {"id": 5, "image_id": 1, "category_id": 8, "bbox": [1, 0, 1, 2], "area": 2, "iscrowd": 1}
+        ],
         "categories": [{"id": 8, "name": "truck"}, {"id": 1, "name": "person"}],
     }
     (folder.root / "i.json").write_text(json.dumps(index))
@@ -386,7 +409,11 @@ def test_coco_stuff_photographs(real):
     root = real("samples/coco_stuff13")
     data = CocoStuff(root=str(root), images="train_img", masks="train_label")
     assert len(data) == 13 and not data.faults
-    seen = {"000000138805.jpg": {"sky-other", "sea"}, "000000184101.jpg": {"oven"}, "000000203744.jpg": {"fog"}}
+    seen = {
+        "000000138805.jpg": {"sky-other", "sea"},
+        "000000184101.jpg": {"oven"},
+        "000000203744.jpg": {"fog"},
+    }
     for index in range(13):
         sample = data.read(index)
         assert sample.labels["seg"].shape == sample.image.shape[:2]
@@ -399,6 +426,8 @@ def test_coco_stuff_photographs(real):
 @pytest.mark.real_data
 def test_camvid_by_its_folders(real):
     root = real("camvid")
-    data = Masks(root=str(root), images="images/val", masks="masks/val", seg_classes="classes.json", void=[11])
+    data = Masks(
+        root=str(root), images="images/val", masks="masks/val", seg_classes="classes.json", void=[11]
+    )
     assert len(data) == 101 and len(data.classes["seg"]) == 11 and data.classes["seg"][0] == "Sky"
     assert set(np.unique(data.read(50).labels["seg"])) <= {*range(11), IGNORE}

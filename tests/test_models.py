@@ -131,7 +131,8 @@ def test_images_of_a_batch_do_not_mix_in_eval(encoder):
 
 @torch.no_grad()
 def test_batch_norm_of_the_head_is_not_shared_across_levels(encoder):
-    """The detection branches are shared by levels of other statistics: no running average of either may depend on both."""
+    """The detection branches are shared by levels of other statistics: no running average of either may
+    depend on both."""
     head = network(encoder).heads["det"]
     assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in head.modules())
     levels = {s: torch.rand(1, 16, 64 // s, 64 // s) for s in STRIDES}

@@ -1,4 +1,5 @@
-"""No code outside tasks/ and the layouts names a task, looks at a prediction's type, or tells tasks apart by the rank of a tensor."""
+"""No code outside tasks/ and the layouts names a task, looks at a prediction's type, or tells tasks apart by
+the rank of a tensor."""
 
 import ast
 import re
@@ -9,9 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "multitask_kd"
 NAMES = {"seg", "det", "semantic", "detection", "classification", "depth"}
 TYPES = {"PaddedDetections", "DensePredictions", "CellPredictions", "Detections", "BoxLabels"}
-# where a kind, a label's name or a type of prediction is at home; losses name the kinds that they are written for
+# where a kind, a label's name or a type of prediction is at home; losses name the kinds that they are written
+# for
 HOMES = ("tasks/", "data/layouts/", "data/scenes/", "losses/")
-# components of a kind, each of one form of prediction or label; and what says of a network of a library which kind of task it does
+# components of a kind, each of one form of prediction or label; and what says of a network of a library which
+# kind of task it does
 PARTS = {
     "batch.py", "data/labels.py", "models/detections.py", "models/detection_reader.py", "models/relocation.py",
     "models/decoders.py", "sources/torchvision.py", "sources/smp.py",
@@ -38,7 +41,9 @@ def _body(node):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_task_is_named(path):
     where = path.relative_to(PACKAGE).as_posix()
-    named = {(line, text) for line, text in texts(ast.parse(path.read_text(encoding="utf-8"))) if text in NAMES}
+    named = {
+        (line, text) for line, text in texts(ast.parse(path.read_text(encoding="utf-8"))) if text in NAMES
+    }
     if where not in PARTS:
         assert not {(line, text) for line, text in named if (where, text) not in DEFAULTS}
 
@@ -46,12 +51,21 @@ def test_no_task_is_named(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_prediction_is_told_by_its_type(path):
     if path.relative_to(PACKAGE).as_posix() not in PARTS:
-        used = {n.id for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Name)}
+        used = {
+            n.id for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Name)
+        }
         assert not used & TYPES
 
 
 # taps are feature maps of unknown networks, whose rank has to be looked at; parameters are sorted by theirs
-RANKS = {"distill/term.py", "engine/optim.py", "compress/graph.py", "models/maps.py", "sources/base.py", "sources/files.py"}
+RANKS = {
+    "distill/term.py",
+    "engine/optim.py",
+    "compress/graph.py",
+    "models/maps.py",
+    "sources/base.py",
+    "sources/files.py",
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())

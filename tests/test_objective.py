@@ -19,7 +19,9 @@ from multitask_kd.tasks.semantic import Semantic
 def weights():
     return {
         **task_weights("seg", {"ce": 1.0}, ("kl", 2.0), ratio=4.0, alpha=0.25),
-        **task_weights("det", {"box": 5.0, "objectness": 1.0, "class": 0.5}, ("det_mse", 3.0), ratio=0.5, alpha=0.4),
+        **task_weights(
+            "det", {"box": 5.0, "objectness": 1.0, "class": 0.5}, ("det_mse", 3.0), ratio=0.5, alpha=0.4
+        ),
     }
 
 
@@ -75,7 +77,10 @@ def test_total_follows_the_progress():
     losses = {"seg.hard.ce": torch.tensor(3.0), "distill.x": torch.tensor(8.0)}
     # 2 * 3 + (1 - p) * 8
     assert [objective(losses, p)[0].item() for p in (0.0, 0.25, 1.0)] == [14.0, 12.0, 6.0]
-    assert {k: v.item() for k, v in objective(losses, 0.25)[1].items()} == {"seg.hard.ce": 6.0, "distill.x": 6.0}
+    assert {k: v.item() for k, v in objective(losses, 0.25)[1].items()} == {
+        "seg.hard.ce": 6.0,
+        "distill.x": 6.0,
+    }
 
 
 def test_factors_of_a_balance_are_given_back_and_not_kept():
@@ -122,12 +127,16 @@ def test_a_loss_that_is_absent_from_a_batch_adds_nothing():
 
 
 def test_a_loss_without_a_weight_is_named():
-    with pytest.raises(UserError, match=r"loss 'seg\.soft\.kl' has no weight; did you mean 'seg\.soft\.kll'\?"):
+    with pytest.raises(
+        UserError, match=r"loss 'seg\.soft\.kl' has no weight; did you mean 'seg\.soft\.kll'\?"
+    ):
         Objective({"seg.soft.kll": 1.0}, ["seg.soft.kl"])
 
 
 def test_a_weight_without_a_loss_is_named():
-    with pytest.raises(UserError, match=r"weight 'det\.hard\.boxes' belongs to no loss; did you mean 'det\.hard\.box'\?"):
+    with pytest.raises(
+        UserError, match=r"weight 'det\.hard\.boxes' belongs to no loss; did you mean 'det\.hard\.box'\?"
+    ):
         Objective({"det.hard.box": 1.0, "det.hard.boxes": 1.0}, ["det.hard.box"])
 
 
@@ -162,7 +171,10 @@ def distiller(soft=("seg", "det")):
 def batch(tasks=("seg", "det"), labelled=(True, True)):
     targets = {
         "seg": {"mask": torch.randint(0, 3, (2, 16, 16), generator=torch.Generator().manual_seed(1))},
-        "det": {"boxes": torch.tensor([[[0.0, 0, 10, 10]], [[4.0, 4, 12, 16]]]), "classes": torch.tensor([[0], [2]])},
+        "det": {
+            "boxes": torch.tensor([[[0.0, 0, 10, 10]], [[4.0, 4, 12, 16]]]),
+            "classes": torch.tensor([[0], [2]]),
+        },
     }
     for target in targets.values():
         target["labelled"] = torch.tensor(labelled)
@@ -190,7 +202,10 @@ def test_losses_are_named_as_announced():
 def test_losses_are_the_tasks_and_the_soft_losses_own():
     own, output = distiller(), teacher_output(batch().images)
     losses, student = own(batch(), output).losses, own.student(batch().images)
-    assert losses["seg.hard.ce"] == own.tasks["seg"].losses(student.preds["seg"], batch().targets["seg"], (16, 16))["ce"]
+    assert (
+        losses["seg.hard.ce"]
+        == own.tasks["seg"].losses(student.preds["seg"], batch().targets["seg"], (16, 16))["ce"]
+    )
     assert losses["seg.soft.kl"] == KL(temperature=2.0)(student.preds["seg"], output.preds["seg"])
     assert losses["det.soft.det_mse"] == DetMSE()(student.preds["det"], output.preds["det"])
 
@@ -220,7 +235,9 @@ def test_a_labelled_image_without_objects_and_ignored_pixels():
     empty.targets["det"]["classes"].fill_(PAD)
     empty.targets["seg"]["mask"].fill_(IGNORE)
     losses = distiller()(empty, teacher_output(empty.images)).losses
-    assert losses["seg.hard.ce"].item() == losses["det.hard.box"].item() == losses["det.hard.class"].item() == 0
+    assert (
+        losses["seg.hard.ce"].item() == losses["det.hard.box"].item() == losses["det.hard.class"].item() == 0
+    )
     assert losses["det.hard.objectness"] > 0
 
 

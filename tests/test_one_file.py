@@ -147,7 +147,7 @@ class EdgeMSE(SoftLoss):
         return error.mean() if mask is None else (error * mask).sum() / mask.sum().clamp(min=1)
 '''
 
-LAYOUT = '''
+LAYOUT = """
 import numpy as np
 
 from multitask_kd.data.base import LAYOUTS
@@ -170,7 +170,7 @@ class ScenesWithEdges(Scenes):
 
     def gives(self, name):
         return name == "seg" or super().gives(name)
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,10 @@ def test_training_evaluation_and_pictures(edges, tmp_path, read_lines, capsys):
 def test_two_averaged_teachers_and_a_soft_loss(edges, tmp_path, read_lines):
     for k in (1, 2):
         train(edges(tmp_path / f"t{k}", {"run.seed": k, "train.ema": 0, "eval.pictures": 0}))
-    teachers = {f"t{k}": {"path": str(tmp_path / f"t{k}" / "best.pt"), "amp": "none", "tasks": ["edges"]} for k in (1, 2)}
+    teachers = {
+        f"t{k}": {"path": str(tmp_path / f"t{k}" / "best.pt"), "amp": "none", "tasks": ["edges"]}
+        for k in (1, 2)
+    }
     taught = {"teachers": teachers, "tasks.edges": {"alpha": 0.5, "soft": {"loss": "edge_mse"}}}
     proof, closing = check(edges(tmp_path / "checked", taught))
     assert not proof.failed and "passed" in closing

@@ -47,7 +47,10 @@ def plan(tmp_path, raw):
 
 def stamps(folder):
     runs = [f"{run}/best.pt" for run in ("whole", "sparse", "finetuned", "distilled")]
-    return {name: (folder / name).stat().st_mtime_ns for name in (*runs, "cut.pt", "student.onnx", "comparison.json")}
+    return {
+        name: (folder / name).stat().st_mtime_ns
+        for name in (*runs, "cut.pt", "student.onnx", "comparison.json")
+    }
 
 
 def test_every_step_is_done_once_and_again_where_it_changed(plan, tmp_path, capsys):

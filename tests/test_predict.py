@@ -57,9 +57,16 @@ def truth_of(layout, names, listed):
     rows = []
     for index, name in enumerate(names):
         found = layout.read(index).labels["det"]
-        for box, kind, crowd, area in zip(found.boxes.tolist(), found.classes, found.crowd, found.area, strict=True):
+        for box, kind, crowd, area in zip(
+            found.boxes.tolist(), found.classes, found.crowd, found.area, strict=True
+        ):
             x1, y1, x2, y2 = box
-            row = {"id": len(rows) + 1, "image_id": ids[name], "category_id": int(kind) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            row = {
+                "id": len(rows) + 1,
+                "image_id": ids[name],
+                "category_id": int(kind) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
             rows.append({**row, "area": float(area), "iscrowd": int(crowd)})
     coco = COCO()
     coco.dataset = {"images": listed["images"], "categories": listed["categories"], "annotations": rows}
@@ -106,7 +113,10 @@ def test_the_masks_are_those_of_the_evaluation(network, images, layout, written,
 def test_every_image_is_drawn_and_alpha_and_score_matter(network, images, written, tmp_path):
     out, _ = written
     drawn = sorted(path.relative_to(out / "drawn").as_posix() for path in (out / "drawn").rglob("*.jpg"))
-    assert drawn == sorted(name.rsplit(".", 1)[0] + ".jpg" for name in images[1]) and (out / "legend.png").is_file()
+    assert (
+        drawn == sorted(name.rsplit(".", 1)[0] + ".jpg" for name in images[1])
+        and (out / "legend.png").is_file()
+    )
     file = images[0] / "e.png"
     predict(network, [str(file)], str(tmp_path / "bare"), alpha=0, score=1, device="cpu", threads=1)
     bare, shown = (np.array(Image.open(path / "drawn/e.jpg"), float) for path in (tmp_path / "bare", out))
@@ -124,20 +134,32 @@ def test_sizes_come_back_and_files_of_one_stem_stay_apart(network, tmp_path):
     Image.fromarray(noise[:31, :41]).save(folder / "x.png")
     predict(network, [str(folder)], str(tmp_path / "out"), draw=False, device="cpu", threads=1, keep=0.0)
     listed = json.loads((tmp_path / "out/detections.json").read_text())["images"]
-    sizes = {i["file_name"]: (Image.open(tmp_path / "out" / i["mask_file"]).size, i["width"], i["height"]) for i in listed}
+    sizes = {
+        i["file_name"]: (Image.open(tmp_path / "out" / i["mask_file"]).size, i["width"], i["height"])
+        for i in listed
+    }
     assert sizes == {"x.jpg": ((50, 90), 50, 90), "x.png": ((41, 31), 41, 31)}
     boxes = json.loads((tmp_path / "out/detections.json").read_text())["annotations"]
     limits = {i["id"]: (i["width"], i["height"]) for i in listed}
     assert boxes and not (tmp_path / "out/drawn").exists()
     for row in boxes:
         x, y, w, h = row["bbox"]
-        assert x >= 0 and y >= 0 and x + w <= limits[row["image_id"]][0] + 1e-3 and y + h <= limits[row["image_id"]][1] + 1e-3
+        assert (
+            x >= 0
+            and y >= 0
+            and x + w <= limits[row["image_id"]][0] + 1e-3
+            and y + h <= limits[row["image_id"]][1] + 1e-3
+        )
 
 
 def test_no_two_images_share_a_mask(network, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    names = ["a.jpeg", "a.jpg", "a.jpg.png"]  # the second takes its whole name, which is the stem of the third
+    names = [
+        "a.jpeg",
+        "a.jpg",
+        "a.jpg.png",
+    ]  # the second takes its whole name, which is the stem of the third
     for index, name in enumerate(names):
         Image.fromarray(np.full((20 + index, 30, 3), 90, np.uint8)).save(folder / name)
     predict(network, [str(folder)], str(tmp_path / "out"), device="cpu", threads=1)
@@ -159,8 +181,12 @@ def test_a_video_comes_back_frame_by_frame(network, layout, images, written, tmp
     film(tmp_path / "clip.mp4", frames)
     read = list(Video(str(tmp_path / "clip.mp4")))
     assert len(read) == 7 and read[0].shape == (48, 64, 3)
-    assert np.abs(read[0][:, :63].astype(int) - frames[0]).mean() < 12  # the same picture and the same order of colours
-    done = predict(network, [str(tmp_path / "clip.mp4")], str(tmp_path / "out"), batch=3, device="cpu", threads=1)
+    assert (
+        np.abs(read[0][:, :63].astype(int) - frames[0]).mean() < 12
+    )  # the same picture and the same order of colours
+    done = predict(
+        network, [str(tmp_path / "clip.mp4")], str(tmp_path / "out"), batch=3, device="cpu", threads=1
+    )
     assert (done["images"], done["frames"], done["skipped"]) == (0, 7, 0)
     listed = json.loads((tmp_path / "out/detections.json").read_text())["images"]
     assert [(i["file_name"], i["frame"], i["seconds"]) for i in listed[:2]] == [
@@ -170,7 +196,9 @@ def test_a_video_comes_back_frame_by_frame(network, layout, images, written, tmp
     assert len(list((tmp_path / "out/masks/clip.mp4").glob("*.png"))) == 7
     drawn = Video(str(tmp_path / "out/drawn/clip.mp4"))
     assert drawn.rate == pytest.approx(10) and [frame.shape for frame in drawn] == [(240, 320, 3)] * 7
-    predict(network, [str(tmp_path / "clip.mp4")], str(tmp_path / "single"), frames=True, device="cpu", threads=1)
+    predict(
+        network, [str(tmp_path / "clip.mp4")], str(tmp_path / "single"), frames=True, device="cpu", threads=1
+    )
     assert len(list((tmp_path / "single/drawn/clip.mp4").glob("*.jpg"))) == 7
 
 
@@ -181,12 +209,23 @@ def test_what_cannot_be_read_is_named_skipped_and_counted(network, images, tool,
     (folder / "bad.mp4").write_bytes(b"no video")
     whole = (images[0] / "e.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
-    status, out, err = tool("predict", "--checkpoint", network, folder, "--out", tmp_path / "none", "--device", "cpu")
-    assert status == 2 and "error: none of the 3 files could be read" in err and not (tmp_path / "none").exists()
+    status, out, err = tool(
+        "predict", "--checkpoint", network, folder, "--out", tmp_path / "none", "--device", "cpu"
+    )
+    assert (
+        status == 2 and "error: none of the 3 files could be read" in err and not (tmp_path / "none").exists()
+    )
     (folder / "good.png").write_bytes(whole)
     caplog.clear()
-    status, out, err = tool("predict", "--checkpoint", network, folder, "--out", tmp_path / "out", "--device", "cpu")
-    assert status == 0 and "1 images and 0 frames" in out and "3 files could not be read" in out and "Traceback" not in err
+    status, out, err = tool(
+        "predict", "--checkpoint", network, folder, "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert (
+        status == 0
+        and "1 images and 0 frames" in out
+        and "3 files could not be read" in out
+        and "Traceback" not in err
+    )
     assert all(name in caplog.text for name in ("bad.png", "bad.mp4", "cut.png"))
 
 
@@ -207,7 +246,9 @@ def test_a_folder_that_holds_something_else_is_never_touched(network, images, tm
     with pytest.raises(UserError, match="earlier predictions.*--overwrite"):
         predict(network, [file], str(out), **options)
     predict(network, [file], str(out), overwrite=True, **options)
-    assert [path.name for path in (out / "masks").rglob("*.png")] == ["e.png"] and (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (out / "masks").rglob("*.png")] == ["e.png"] and (
+        out / "notes.txt"
+    ).read_text() == "mine"
 
 
 def test_only_what_the_settings_list_is_removed(network, images, tmp_path):
@@ -224,7 +265,8 @@ def test_only_what_the_settings_list_is_removed(network, images, tmp_path):
 
 @pytest.mark.parametrize("listed", ["none", "outside"])
 def test_settings_of_others(network, images, tmp_path, listed):
-    """Settings of versions that listed nothing: what those wrote is replaced. Names that lie elsewhere are left alone."""
+    """Settings of versions that listed nothing: what those wrote is replaced. Names that lie elsewhere are
+    left alone."""
     file, out, options = str(images[0] / "e.png"), tmp_path / "out", {"device": "cpu", "threads": 1}
     predict(network, [file], str(out), **options)
     (out / "masks/old.png").write_text("old")
@@ -277,7 +319,9 @@ def test_every_kind_writes_what_it_has(several, images):
             mask = decode_mask(str(out / entry[key]))
             assert mask.shape == (height, width) and (mask == predictions[task].numpy()).mean() > 0.999
         metres = cv2.imread(str(out / entry["distance_file"]), cv2.IMREAD_UNCHANGED)
-        assert metres.dtype == np.uint16 and np.abs(metres / 256 - predictions["distance"].numpy()).max() < 0.01
+        assert (
+            metres.dtype == np.uint16 and np.abs(metres / 256 - predictions["distance"].numpy()).max() < 0.01
+        )
         assert entry["weather"]["class"] == ["dry", "rain"][int(predictions["weather"].argmax())]
         assert entry["weather"]["score"] == pytest.approx(float(predictions["weather"].max()), abs=1e-5)
         assert entry["lane_file"].startswith("lane/") and entry["distance_file"].startswith("distance/")
@@ -306,13 +350,23 @@ def test_the_classes_of_several_detectors_follow_one_another(several, images):
 
 def test_names_of_tasks_take_no_files_of_others():
     """Folders that differ also where upper and lower case are one; keys that no image's entry has already."""
-    kinds = {name: "semantic" for name in ("seg", "drawn", "masks", "Lane", "lane", "mask", "a/b", "..", "settings.json")}
+    kinds = {
+        name: "semantic"
+        for name in ("seg", "drawn", "masks", "Lane", "lane", "mask", "a/b", "..", "settings.json")
+    }
     kinds |= {"id": "classification", "mask_file": "classification", "legend.png": "depth", "лес": "depth"}
     tasks = {name: build_task(name, kind, ["a", "b"], (4,)) for name, kind in kinds.items()}
     found = names_of(tasks)
     folders = {name: one.folder for name, one in found.items()}
     assert folders == {
-        **{"seg": "masks", "drawn": "drawn_2", "masks": "masks_2", "Lane": "Lane", "lane": "lane_2", "mask": "mask"},
+        **{
+            "seg": "masks",
+            "drawn": "drawn_2",
+            "masks": "masks_2",
+            "Lane": "Lane",
+            "lane": "lane_2",
+            "mask": "mask",
+        },
         **{"a/b": "a_b", "..": "__", "settings.json": "settings_json", "id": "id", "mask_file": "mask_file"},
         **{"legend.png": "legend_png", "лес": "лес"},
     }
@@ -323,16 +377,25 @@ def test_names_of_tasks_take_no_files_of_others():
 
 
 def test_tasks_called_like_the_files_lose_nothing(images, tmp_path):
-    """drawn and masks are tasks here; a run over it removes their folders and keeps what somebody put beside them."""
+    """drawn and masks are tasks here; a run over it removes their folders and keeps what somebody put beside
+    them."""
     parts = {"drawn": "lane", "masks": "distance", "id": "weather", "det": "det"}
     several_tasks.write(tmp_path / "net.pt", {name: several_tasks.TASKS[of] for name, of in parts.items()})
     file, out, options = str(images[0] / "e.png"), tmp_path / "out", {"device": "cpu", "threads": 1}
     for overwrite in (False, True):
         predict(str(tmp_path / "net.pt"), [file], str(out), overwrite=overwrite, **options)
         (entry,) = json.loads((out / "detections.json").read_text())["images"]
-        assert (entry["id"], entry["drawn_file"], entry["masks_file"]) == (1, "drawn_2/e.png", "masks_2/e.png")
+        assert (entry["id"], entry["drawn_file"], entry["masks_file"]) == (
+            1,
+            "drawn_2/e.png",
+            "masks_2/e.png",
+        )
         assert entry["id_2"]["class"] in ("dry", "rain") and "mask_file" not in entry
-        assert (out / "drawn/e.jpg").is_file() and (out / "drawn_2/e.png").is_file() and not (out / "masks").exists()
+        assert (
+            (out / "drawn/e.jpg").is_file()
+            and (out / "drawn_2/e.png").is_file()
+            and not (out / "masks").exists()
+        )
         (out / "masks_2/stray.png").write_text("replaced")
         shutil.copy(out / "drawn/e.jpg", out / "kept.jpg")
     assert (out / "kept.jpg").is_file()
@@ -356,7 +419,13 @@ def test_tasks_called_like_the_files_lose_nothing(images, tmp_path):
 )
 def test_faults_are_told_in_a_line(network, images, tool, tmp_path, arguments, message):
     places = {"image": str(images[0] / "e.png"), "empty": str(tmp_path)}
-    given = ["--out", str(tmp_path / "out"), "--checkpoint", network, *(text.format(**places) for text in arguments)]
+    given = [
+        "--out",
+        str(tmp_path / "out"),
+        "--checkpoint",
+        network,
+        *(text.format(**places) for text in arguments),
+    ]
     status, _, err = tool("predict", *given)
     assert status == 2 and "error: " in err and message in err and "Traceback" not in err
 

@@ -37,7 +37,13 @@ def network(**kwargs):
 
 def content(plan, net):
     count = sum(p.numel() for p in net.parameters())
-    rest = {"metrics": {"seg": {"mIoU": 1.0}}, "step": 3, "labelled_images": 1, "unlabelled_images": 0, "config": ""}
+    rest = {
+        "metrics": {"seg": {"mIoU": 1.0}},
+        "step": 3,
+        "labelled_images": 1,
+        "unlabelled_images": 0,
+        "config": "",
+    }
     return {"arch": plan, "params": count, "model": net.state_dict(), **rest}
 
 
@@ -100,8 +106,15 @@ def test_the_network_that_is_cut_is_a_copy(net):
 
 def test_output_layers_are_never_in_a_group(net):
     outputs = output_layers(net)
-    assert set(outputs) == {"heads.seg.classifier", "heads.det.box", "heads.det.objectness", "heads.det.classifier"}
-    kept = {id(p) for layer in outputs.values() for p in layer.parameters()} | {id(net.heads["det"].size_bias)}
+    assert set(outputs) == {
+        "heads.seg.classifier",
+        "heads.det.box",
+        "heads.det.objectness",
+        "heads.det.classifier",
+    }
+    kept = {id(p) for layer in outputs.values() for p in layer.parameters()} | {
+        id(net.heads["det"].size_bias)
+    }
     groups = Graph(net, SIZE).groups()
     assert groups
     for group in groups:
@@ -112,15 +125,21 @@ def test_output_layers_are_never_in_a_group(net):
 def test_scope_leaves_the_other_outputs(net, scope):
     cut, _ = cutter(net, scope=(scope,)).reach(0.05, lambda n: parameters(n)[WHOLE], 0.04)
     own = next(iter(getattr(cut, scope).parameters()))
-    assert sum(p.numel() for p in getattr(cut, scope).parameters()) < sum(p.numel() for p in getattr(net, scope).parameters())
+    assert sum(p.numel() for p in getattr(cut, scope).parameters()) < sum(
+        p.numel() for p in getattr(net, scope).parameters()
+    )
     assert own is not None
     if scope == "heads":
-        assert all(torch.equal(a, b) for a, b in zip(cut.backbone.parameters(), net.backbone.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(cut.backbone.parameters(), net.backbone.parameters(), strict=True)
+        )
 
 
 @pytest.mark.parametrize("method", ["scale", "group", "magnitude"])
 def test_dead_channels_go_first(method):
-    """A quarter of every group is made zero in all that makes, scales and reads it: without it the network says the same."""
+    """A quarter of every group is made zero in all that makes, scales and reads it: without it the network
+    says the same."""
     net, dead = network(), {}
     groups = Graph(net, SIZE).groups()
     for group in groups:
@@ -202,7 +221,10 @@ def test_an_encoder_that_cannot_be_followed(net, monkeypatch):
     import torch_pruning
 
     monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", stumble)
-    with pytest.raises(UserError, match=r"an-encoder: torch-pruning cannot follow its layers \(IndexError.*--scope neck heads"):
+    with pytest.raises(
+        UserError,
+        match=r"an-encoder: torch-pruning cannot follow its layers \(IndexError.*--scope neck heads",
+    ):
         cutter(net, who="an-encoder")
 
 
@@ -216,15 +238,23 @@ def test_widths_of_what_is_not_cut_are_none(net):
 def test_resize_by_hand():
     net = network()
     resize(net, {"heads.seg.tower.0.0": {"out_channels": 5}, "heads.seg.tower.0.1": {"num_features": 5}})
-    assert net.heads["seg"].tower[0][0].weight.shape == (5, 16, 3, 3) and net.heads["seg"].tower[0][1].running_var.shape == (5,)
-    assert widths(net, network()) == {"heads.seg.tower.0.0": {"out_channels": 5}, "heads.seg.tower.0.1": {"num_features": 5}}
+    assert net.heads["seg"].tower[0][0].weight.shape == (5, 16, 3, 3) and net.heads["seg"].tower[0][
+        1
+    ].running_var.shape == (5,)
+    assert widths(net, network()) == {
+        "heads.seg.tower.0.0": {"out_channels": 5},
+        "heads.seg.tower.0.1": {"num_features": 5},
+    }
     assert net.heads["seg"].tower[0][0].weight.std() > 0  # new weights, not zeros
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"heads.seg.towr.0.0": {"out_channels": 5}}, "no module 'heads.seg.towr.0.0'; did you mean 'heads.seg.tower.0.0'"),
+        (
+            {"heads.seg.towr.0.0": {"out_channels": 5}},
+            "no module 'heads.seg.towr.0.0'; did you mean 'heads.seg.tower.0.0'",
+        ),
         ({"heads.seg.classifier": {"out_chanels": 5}}, "no width 'out_chanels'; did you mean 'out_channels'"),
         ({"heads.seg.classifier": {"in_channels": 0}}, "heads.seg.classifier.in_channels is 0"),
         ({"heads.seg.classifier": {"in_channels": "5"}}, "is '5'"),
@@ -242,7 +272,9 @@ def test_widths_that_do_not_fit(given, says):
 @pytest.fixture(scope="module")
 def pruned(teacher_run, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pruned")
-    found = prune_checkpoint(tiny(folder / "unused"), str(teacher_run / "best.pt"), str(folder / "cut.pt"), Cut(0.5, round_to=4))
+    found = prune_checkpoint(
+        tiny(folder / "unused"), str(teacher_run / "best.pt"), str(folder / "cut.pt"), Cut(0.5, round_to=4)
+    )
     return found
 
 
@@ -255,7 +287,11 @@ def test_the_file_is_a_checkpoint_without_torch_pruning(pruned, monkeypatch, tin
         own, other = pruned.after.eval()(images).preds, loaded(images).preds
     assert all(torch.equal(own[task], other[task]) for task in own)
     assert kept["params"] == parameters(loaded)[WHOLE] < parameters(pruned.before)[WHOLE]
-    assert kept["metrics"] == {} and kept["pruned"]["ratio"] == 0.5 and kept["pruned"]["reached"] == pruned.reached
+    assert (
+        kept["metrics"] == {}
+        and kept["pruned"]["ratio"] == 0.5
+        and kept["pruned"]["reached"] == pruned.reached
+    )
     metrics = evaluate_checkpoint(tiny(tmp_path), pruned.path)
     assert metrics["images"] == 5
 
@@ -273,7 +309,9 @@ def test_a_file_with_other_widths_is_refused(pruned):
 
 
 def test_a_cut_network_can_be_cut_again(pruned, tiny, tmp_path):
-    again = prune_checkpoint(tiny(tmp_path), pruned.path, str(tmp_path / "again.pt"), Cut(0.3, by="parameters", round_to=2))
+    again = prune_checkpoint(
+        tiny(tmp_path), pruned.path, str(tmp_path / "again.pt"), Cut(0.3, by="parameters", round_to=2)
+    )
     assert abs(again.reached - 0.3) <= 0.05
     assert checkpoint.load(again.path, "x")["pruned"]["from"] == pruned.path
 
@@ -282,7 +320,10 @@ def test_the_report(pruned):
     text = report(pruned)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert {"backbone", "neck", "heads.seg", "heads.det", "whole"} <= set(lines)
-    assert f"{100 * pruned.reached:.1f} % of the FLOPs taken away (50 % asked)" in text and "1 thread, median of 30" in text
+    assert (
+        f"{100 * pruned.reached:.1f} % of the FLOPs taken away (50 % asked)" in text
+        and "1 thread, median of 30" in text
+    )
 
 
 def test_latency_can_be_asked_for(net, monkeypatch):
@@ -291,7 +332,11 @@ def test_latency_can_be_asked_for(net, monkeypatch):
 
     stopwatch = engine.Stopwatch(net, SIZE, torch.device("cpu"), channels_last=False)
     assert stopwatch.over_whole(net) == 1.0
-    monkeypatch.setattr(engine, "latencies", lambda nets, images, rounds: {k: {WHOLE: flops(n) ** 0.5} for k, n in nets.items()})
+    monkeypatch.setattr(
+        engine,
+        "latencies",
+        lambda nets, images, rounds: {k: {WHOLE: flops(n) ** 0.5} for k, n in nets.items()},
+    )
     cut, reached = cutter(net).reach(0.3, stopwatch.over_whole, 0.05)
     assert abs(reached - (1 - (flops(cut) / flops(net)) ** 0.5)) < 1e-9 and abs(reached - 0.3) <= 0.05
 
@@ -323,7 +368,10 @@ def test_options_that_are_none(options, says):
 
 def test_without_torch_pruning_the_command_is_told(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(UserError, match=r"needs the package torch-pruning, which is not installed: pip install 'torch-pruning"):
+    with pytest.raises(
+        UserError,
+        match=r"needs the package torch-pruning, which is not installed: pip install 'torch-pruning",
+    ):
         prune_checkpoint(tiny(tmp_path), "x.pt", str(tmp_path / "y.pt"), Cut(0.5))
 
 
@@ -334,7 +382,10 @@ def test_files_that_are_refused(teacher_run, tiny, tmp_path):
         prune_checkpoint(tiny(tmp_path), str(other), str(tmp_path / "y.pt"), Cut(0.5))
     with pytest.raises(UserError, match="--out: .* is there already"):
         prune_checkpoint(tiny(tmp_path), str(teacher_run / "best.pt"), str(other), Cut(0.5))
-    with pytest.raises(UserError, match="--out: .* a cut network is a checkpoint, as .pt; tools/export.py makes a .onnx of it"):
+    with pytest.raises(
+        UserError,
+        match="--out: .* a cut network is a checkpoint, as .pt; tools/export.py makes a .onnx of it",
+    ):
         prune_checkpoint(tiny(tmp_path), str(teacher_run / "best.pt"), str(tmp_path / "y.onnx"), Cut(0.5))
 
 
@@ -345,7 +396,9 @@ def test_the_folder_of_the_result_is_made(teacher_run, tiny, tmp_path):
 
 
 def test_a_share_out_of_reach(net):
-    with pytest.raises(UserError, match=r"--ratio 0.99: the nearest that can be reached is 0\.\d+; ask for that"):
+    with pytest.raises(
+        UserError, match=r"--ratio 0.99: the nearest that can be reached is 0\.\d+; ask for that"
+    ):
         cutter(net).reach(0.99, flops, 0.005)
 
 
@@ -356,7 +409,14 @@ def test_the_tool(tool, teacher_run, raw, tmp_path):
     config.write_text(yaml.safe_dump(raw(tmp_path / "run")), encoding="utf-8")
     out = tmp_path / "cut.pt"
     files = ("--config", config, "--checkpoint", teacher_run / "best.pt", "--out", out)
-    status, text, _ = tool("prune", *files, "--ratio", "0.4", "--round-to", "4", "--global", "--scope", "backbone", "neck")
-    assert status == 0 and out.is_file() and "of the FLOPs taken away (40 % asked)" in text and f"model.start={out}" in text
+    status, text, _ = tool(
+        "prune", *files, "--ratio", "0.4", "--round-to", "4", "--global", "--scope", "backbone", "neck"
+    )
+    assert (
+        status == 0
+        and out.is_file()
+        and "of the FLOPs taken away (40 % asked)" in text
+        and f"model.start={out}" in text
+    )
     status, _, errors = tool("prune", *files, "--ratio", "1")
     assert status == 2 and "--ratio: 1 is no share" in errors

@@ -1,4 +1,5 @@
-"""The shipped recipes on real images, a few steps each. Needs MTKD_REAL_DATA: the folder that holds camvid/ and pennfudan/."""
+"""The shipped recipes on real images, a few steps each. Needs MTKD_REAL_DATA: the folder that holds camvid/
+and pennfudan/."""
 
 import os
 from pathlib import Path

@@ -44,7 +44,12 @@ def test_a_name_has_one_colour_in_both_tasks():
     colours = palette(NAMES)
     assert list(colours) == ["background", "road", "car", "person"]
     assert len({colours[n] for n in ("road", "car", "person")}) == 3
-    assert list(palette(dict(reversed(NAMES.items())))) == ["person", "car", "background", "road"]  # their order decides
+    assert list(palette(dict(reversed(NAMES.items())))) == [
+        "person",
+        "car",
+        "background",
+        "road",
+    ]  # their order decides
     assert palette({**NAMES, "depth": ()}) == palette({"depth": (), **NAMES}) == colours
     assert palette(NAMES["seg"]) == {n: colours[n] for n in NAMES["seg"]}
 
@@ -62,7 +67,9 @@ def test_mask_colours():
     picture = panel(grey(), [seg(mask)], class_names=NAMES)
     assert picture.shape == (240, 320, 3) and picture.dtype == np.uint8
     assert (picture[:100, :99] == GREY).all()  # background is left as it is
-    np.testing.assert_allclose(picture[:200, 102:199], np.broadcast_to(mixed(palette(NAMES)["car"]), (200, 97, 3)), atol=1)
+    np.testing.assert_allclose(
+        picture[:200, 102:199], np.broadcast_to(mixed(palette(NAMES)["car"]), (200, 97, 3)), atol=1
+    )
     stripes = {tuple(c) for c in picture[:200, 205:].reshape(-1, 3)}
     assert len(stripes) == 2 and (GREY,) * 3 in stripes and min(max(stripes)) > GREY + 0.4 * (HATCH[0] - GREY)
 
@@ -143,7 +150,9 @@ def test_side_by_side():
     assert (grid == (0, 0, 255)).all(axis=2).sum() == 2 * blue.shape[0] * blue.shape[1]
     assert (grid[:, :8] == 255).all() and (grid[:20] < 100).any()  # margin; titles
     for hatched in (False, True):
-        with_legend = side_by_side([[red, blue], [blue, red]], ["truth", "student"], class_names=NAMES, hatched=hatched)
+        with_legend = side_by_side(
+            [[red, blue], [blue, red]], ["truth", "student"], class_names=NAMES, hatched=hatched
+        )
         assert np.array_equal(with_legend[: len(grid)], grid)
         assert np.array_equal(with_legend[len(grid) :], legend(NAMES, grid.shape[1], hatched=hatched))
     with pytest.raises(ValueError, match="2 titles"):

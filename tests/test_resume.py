@@ -40,7 +40,8 @@ runpy.run_path({tool!r}, run_name="__main__")
 
 
 def changes_of(distilled):
-    """Everything that has a state: two loader processes, augmentation, teacher, average, unlabelled images, warm-up."""
+    """Everything that has a state: two loader processes, augmentation, teacher, average, unlabelled images,
+    warm-up."""
     return {
         **distilled, "data.workers": 2, "data.labelled": 4, "data.augment.scale": [0.8, 1.2], "data.augment.translate": 0.1,
         "train.steps": STEPS, "train.save_every": SAVE_EVERY, "train.log_every": 2, "train.eval_every": 3, "train.ema": 0.9,
@@ -56,7 +57,8 @@ def unbroken(tiny, distilled, tmp_path_factory):
 
 
 def broken_in_a_process(raw, distilled, folder, send):
-    """Exit status and output of a run in a process group of its own that is sent a signal after step BREAK_AT."""
+    """Exit status and output of a run in a process group of its own that is sent a signal after step
+    BREAK_AT."""
     config = folder.parent / "cfg.yaml"
     config.write_text(yaml.safe_dump(raw(folder, changes_of(distilled)), sort_keys=False), encoding="utf-8")
     code = BROKEN.format(at=BREAK_AT, send=send, config=str(config), tool=str(TRAIN))
@@ -82,7 +84,9 @@ def check_same_run(unbroken, folder, read_lines, same_weights):
     for key, state in a["resume"]["optimizer"]["state"].items():
         same_weights(state, b["resume"]["optimizer"]["state"][key])
     assert torch.equal(a["resume"]["random"]["torch"], b["resume"]["random"]["torch"])
-    same_weights(checkpoint.load(unbroken / "best.pt", "x")["model"], checkpoint.load(folder / "best.pt", "x")["model"])
+    same_weights(
+        checkpoint.load(unbroken / "best.pt", "x")["model"], checkpoint.load(folder / "best.pt", "x")["model"]
+    )
     plain = lambda lines: [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in lines]  # noqa: E731
     assert plain(read_lines(unbroken)) == plain(read_lines(folder))
     assert (unbroken / "metrics.json").read_text() == (folder / "metrics.json").read_text()
@@ -97,12 +101,17 @@ def test_killed_and_resumed(raw, tiny, distilled, unbroken, tmp_path, read_lines
     folder = tmp_path / "run"
     status, _, err = broken_in_a_process(raw, distilled, folder, "os.kill(os.getpid(), signal.SIGKILL)")
     assert status == -signal.SIGKILL, err
-    assert checkpoint.load(folder / "last.pt", "x")["step"] == SAVE_EVERY and not (folder / "metrics.json").exists()
+    assert (
+        checkpoint.load(folder / "last.pt", "x")["step"] == SAVE_EVERY
+        and not (folder / "metrics.json").exists()
+    )
     assert resumed(tiny, distilled, folder) is not None
     check_same_run(unbroken, folder, read_lines, same_weights)
 
 
-def test_sigterm_to_the_group_saves_and_ends_with_130(raw, tiny, distilled, unbroken, tmp_path, read_lines, same_weights):
+def test_sigterm_to_the_group_saves_and_ends_with_130(
+    raw, tiny, distilled, unbroken, tmp_path, read_lines, same_weights
+):
     folder = tmp_path / "run"
     status, out, err = broken_in_a_process(raw, distilled, folder, "os.killpg(os.getpgid(0), signal.SIGTERM)")
     assert status == 130 and "Traceback" not in err, err
@@ -125,7 +134,9 @@ def signal_after(monkeypatch, step, numbers):
     monkeypatch.setattr(loop.Progress, "step", wrapped)
 
 
-def test_ctrl_c_saves_and_ends_with_130(raw, tiny, distilled, unbroken, tmp_path, read_lines, same_weights, tool, monkeypatch):
+def test_ctrl_c_saves_and_ends_with_130(
+    raw, tiny, distilled, unbroken, tmp_path, read_lines, same_weights, tool, monkeypatch
+):
     folder, config = tmp_path / "run", tmp_path / "cfg.yaml"
     before = signal.getsignal(signal.SIGINT)  # not Python's own where the tests run in the background
     config.write_text(yaml.safe_dump(raw(folder, changes_of(distilled)), sort_keys=False), encoding="utf-8")
@@ -156,7 +167,10 @@ def test_every_random_state_is_resumed(tiny, tmp_path, monkeypatch, read_lines, 
     assert train(make("broken"), resume=True) is not None
     a, b = (checkpoint.load(tmp_path / name / "last.pt", "x") for name in ("unbroken", "broken"))
     same_weights(a["model"], b["model"])
-    raw = [[line["raw/seg.hard.ce"] for line in read_lines(tmp_path / name, "train")] for name in ("unbroken", "broken")]
+    raw = [
+        [line["raw/seg.hard.ce"] for line in read_lines(tmp_path / name, "train")]
+        for name in ("unbroken", "broken")
+    ]
     assert raw[0] == raw[1] and len(raw[0]) == 4
 
 

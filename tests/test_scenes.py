@@ -1,4 +1,5 @@
-"""The procedural scenes: labels that agree with each other, streams that depend on the seed alone, a cache that heals."""
+"""The procedural scenes: labels that agree with each other, streams that depend on the seed alone, a cache
+that heals."""
 
 import logging
 import os
@@ -49,7 +50,9 @@ def same(a, b):
 
 def drawing(ids, classes, whole):
     """A drawing of these objects alone, on nothing."""
-    image, road, depth = (np.zeros((*ids.shape, *rest), kind) for rest, kind in (((3,), "u1"), ((), "u1"), ((), "f4")))
+    image, road, depth = (
+        np.zeros((*ids.shape, *rest), kind) for rest, kind in (((3,), "u1"), ((), "u1"), ((), "f4"))
+    )
     return Drawing(image, ids, classes, np.array(whole), road, depth, weather=0)
 
 
@@ -105,7 +108,8 @@ def test_masks_and_boxes_agree(scenes):
 
 
 def test_a_box_is_the_tight_frame_of_what_can_be_seen():
-    """A 10 x 8 object (80 pixels) of which another hides the right 5 columns: 40 pixels, half of it, x from 20 to 25."""
+    """A 10 x 8 object (80 pixels) of which another hides the right 5 columns: 40 pixels, half of it, x from
+    20 to 25."""
     ids = np.zeros(SIZE, np.uint8)
     ids[30:38, 20:25] = FIRST_INSTANCE
     ids[20:60, 25:45] = FIRST_INSTANCE + 1
@@ -175,7 +179,9 @@ def test_scenes_depend_on_seed_split_and_index_alone(root, scenes, tmp_path):
     assert np.array_equal(image, scenes.read(100).image)
     assert np.array_equal(labels.boxes, scenes.read(100).labels["det"].boxes)
     others = [("val", 0), ("train", 1)]
-    first = {scene(seed, split, i, SIZE)[0].tobytes() for split, seed in [("train", 0), *others] for i in range(5)}
+    first = {
+        scene(seed, split, i, SIZE)[0].tobytes() for split, seed in [("train", 0), *others] for i in range(5)
+    }
     assert len(first) == 15
 
 
@@ -197,7 +203,10 @@ def test_every_scene_shows_something_to_find():
 
 def test_a_cache_serves_again_and_serves_smaller_sets(root, scenes):
     before = modified(scenes.folder)
-    again, fewer = Scenes(split="train", count=150, root=str(root)), Scenes(split="train", count=20, root=str(root))
+    again, fewer = (
+        Scenes(split="train", count=150, root=str(root)),
+        Scenes(split="train", count=20, root=str(root)),
+    )
     assert again.folder == fewer.folder == scenes.folder
     assert len(fewer) == 20
     assert same(fewer.read(19), scenes.read(19))
@@ -256,7 +265,9 @@ def test_workers_and_one_process_give_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes_cache, "_start", lambda *args: started.append(start(*args)) or started[-1])
     shared = Scenes(split="val", count=5, root=str(tmp_path / "shared"))
     assert [helper.returncode for helper in started] == [0]
-    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(OSError("no more processes")))
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *_, **__: (_ for _ in ()).throw(OSError("no more processes"))
+    )
     alone = Scenes(split="val", count=5, root=str(tmp_path / "alone"))
     assert len(started) == 2 and started[1] is None
     assert all(same(shared.read(i), alone.read(i)) for i in range(5))
@@ -268,7 +279,10 @@ def test_processes_may_generate_the_same_set_at_once(tmp_path):
         "worker(*sys.argv[2:])", "print(ensure(Path(sys.argv[2]), 0, 'val', (96, 128), 6))"
     )
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, package, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(
+            [sys.executable, "-c", code, package, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
     ]
     folders = {run.communicate()[0].strip() for run in runs}
     assert [run.returncode for run in runs] == [0, 0, 0]

@@ -45,7 +45,12 @@ def test_cosine_is_the_decay_of_a_feature_weight(end):
 def test_staged_in_equal_parts():
     found = values(staged([10.0, 5.0, 1.0]), 0.0, 0.33, 0.34, 0.66, 0.67, 1.0)
     assert found == [10.0, 10.0, 5.0, 5.0, 1.0, 1.0]
-    assert values(staged([10.0, 5.0]), 0.0, 0.4999, 0.5, 1.0) == [10.0, 10.0, 5.0, 5.0]  # a stage begins at its bound
+    assert values(staged([10.0, 5.0]), 0.0, 0.4999, 0.5, 1.0) == [
+        10.0,
+        10.0,
+        5.0,
+        5.0,
+    ]  # a stage begins at its bound
     assert values(staged([7.0]), 0.0, 1.0) == [7.0, 7.0]
 
 
@@ -61,4 +66,10 @@ def test_warmup():
 
 
 def test_all_are_known_by_name():
-    assert {"constant": constant, "linear": linear, "cosine": cosine, "staged": staged, "warmup": warmup} == KINDS
+    assert {
+        "constant": constant,
+        "linear": linear,
+        "cosine": cosine,
+        "staged": staged,
+        "warmup": warmup,
+    } == KINDS

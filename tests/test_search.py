@@ -26,10 +26,13 @@ RANGES = {LR: {"low": 1e-4, "high": 1e-1, "log": True}, RATIO: {"low": 0.5, "hig
 
 @pytest.fixture
 def write(raw, tmp_path):
-    """write(space, changes of the run, **keys of the search) -> the paths of both; the search's folder is tmp_path/out."""
+    """write(space, changes of the run, **keys of the search) -> the paths of both; the search's folder is
+    tmp_path/out."""
 
     def make(space, changes=(), **search):
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw("unused", {"eval.pictures": 0, **dict(changes)})))
+        (tmp_path / "run.yaml").write_text(
+            yaml.safe_dump(raw("unused", {"eval.pictures": 0, **dict(changes)}))
+        )
         whole = {"dir": str(tmp_path / "out"), "method": "grid", **search, "space": space}
         (tmp_path / "space.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
         return tmp_path / "run.yaml", tmp_path / "space.yaml"
@@ -39,7 +42,12 @@ def write(raw, tmp_path):
 
 def quality(config):
     """A made-up figure that is best at lr 1e-2 and ratio 1."""
-    return 100 - 1000 * abs(config.train.optimizer.lr - 1e-2) - 10 * abs(config.tasks["seg"].ratio - 1) - config.model.width / 8
+    return (
+        100
+        - 1000 * abs(config.train.optimizer.lr - 1e-2)
+        - 10 * abs(config.tasks["seg"].ratio - 1)
+        - config.model.width / 8
+    )
 
 
 def metrics(value):
@@ -48,7 +56,8 @@ def metrics(value):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Training that takes no time: the configs it was given, and ``act``, by the number of the call, what it does instead."""
+    """Training that takes no time: the configs it was given, and ``act``, by the number of the call, what it
+    does instead."""
     calls, act = [], {}
 
     def train(config, *, overwrite, judge):
@@ -121,7 +130,11 @@ def test_a_bad_axis_is_an_error(write, axis, what):
     "space, search, what",
     [
         ({"run.dir": {"values": ["a"]}}, {}, "every trial has a folder of its own"),
-        ({"tasks.seg": {"values": [{}]}, ALPHA: {"values": [0]}}, {}, "space.tasks.seg.alpha: lies in tasks.seg"),
+        (
+            {"tasks.seg": {"values": [{}]}, ALPHA: {"values": [0]}},
+            {},
+            "space.tasks.seg.alpha: lies in tasks.seg",
+        ),
         ({"train.steps=3": {"values": [1]}}, {}, "is no key"),
         (TWO, {"method": "tpe"}, "trials: the method 'tpe' needs their number"),
         (TWO, {"method": "tpa", "trials": 1}, "method"),
@@ -145,13 +158,19 @@ KL = {"loss": "kl", "options": {"temperature": 2}}
 @pytest.mark.parametrize(
     "space, what",
     [
-        ({RATIO: {"values": [1]}, "tasks.seg.alhpa": {"values": [0]}}, "tasks.seg.alhpa: unknown key; did you mean 'alpha'?"),
+        (
+            {RATIO: {"values": [1]}, "tasks.seg.alhpa": {"values": [0]}},
+            "tasks.seg.alhpa: unknown key; did you mean 'alpha'?",
+        ),
         ({"train.optimizer.lrr": {"low": 1, "high": 2, "step": 1}}, "did you mean 'lr'?"),
         ({"data.labelled_share": {"low": 0.5, "high": 1.5, "step": 0.25}}, "space.data.labelled_share: 1.5"),
         ({"train.steps": {"low": 2, "high": 4, "step": 2}}, "train.steps: Input should be a valid integer"),
         ({RATIO: {"values": [1, 2, "much"]}}, "space.tasks.seg.ratio: much"),
         ({"tasks.seg.soft": {"values": [KL, KL | {"loss": "kll"}]}}, "did you mean 'kl'?"),
-        ({"tasks.seg.soft": {"values": [KL, KL | {"options": {"temprature": 2}}]}}, "did you mean 'temperature'?"),
+        (
+            {"tasks.seg.soft": {"values": [KL, KL | {"options": {"temprature": 2}}]}},
+            "did you mean 'temperature'?",
+        ),
     ],
 )
 def test_every_value_is_checked_before_anything_is_trained(write, trained, tmp_path, space, what):
@@ -163,7 +182,8 @@ def test_every_value_is_checked_before_anything_is_trained(write, trained, tmp_p
 
 @pytest.mark.parametrize("changes", [{}, {"tasks.seg.soft": {"loss": "cwd", "options": {"tau": 3}}}])
 def test_a_key_is_checked_together_with_the_others(write, trained, changes):
-    """A weight alone is no soft loss, and a loss clears what stood beside another: the order of the keys does not matter."""
+    """A weight alone is no soft loss, and a loss clears what stood beside another: the order of the keys does
+    not matter."""
     space = {
         "tasks.seg.soft.weight": {"values": [1.5, 3.0]},
         "tasks.seg.soft.options.reduction": {"values": ["pixel"]},
@@ -171,7 +191,9 @@ def test_a_key_is_checked_together_with_the_others(write, trained, changes):
     }
     assert searches.run_search(*write(space, changes))["asked"] == 2
     softs = [config.tasks["seg"].soft for config in trained.calls]
-    assert [(s.loss, s.weight, s.options) for s in softs] == [("kl", w, {"reduction": "pixel"}) for w in (1.5, 3.0)]
+    assert [(s.loss, s.weight, s.options) for s in softs] == [
+        ("kl", w, {"reduction": "pixel"}) for w in (1.5, 3.0)
+    ]
 
 
 @pytest.mark.parametrize("every", [None, 4])
@@ -181,7 +203,8 @@ def test_pruning_needs_evaluations(write, trained, every):
 
 
 @pytest.mark.parametrize(
-    "name, near", [("seg.miou", "seg.mIoU"), ("det.map50", "det.mAP50"), ("men", "mean"), ("seg.IoU", "seg.mIoU")]
+    "name, near",
+    [("seg.miou", "seg.mIoU"), ("det.map50", "det.mAP50"), ("men", "mean"), ("seg.IoU", "seg.mIoU")],
 )
 def test_an_unknown_objective_is_an_error(write, trained, name, near):
     with pytest.raises(UserError, match=f"objective: .*did you mean '{near}'"):
@@ -222,13 +245,17 @@ def test_a_missing_package_is_told(write, monkeypatch):
 
 def test_a_grid_is_every_combination_in_order(write, trained, tmp_path):
     results = searches.run_search(*write(TWO), ["run.seed=5"])
-    assert settings(results) == [(i, pair) for i, pair in enumerate(itertools.product([1, 2], [8, 16, 24]), 1)]
+    assert settings(results) == [
+        (i, pair) for i, pair in enumerate(itertools.product([1, 2], [8, 16, 24]), 1)
+    ]
     given = [(c.tasks["seg"].ratio, c.model.width) for c in trained.calls]
     assert given == list(itertools.product([1, 2], [8, 16, 24]))
     assert [Path(c.run.dir) for c in trained.calls] == [tmp_path / f"out/trials/{i:03d}" for i in range(1, 7)]
     assert {c.run.seed for c in trained.calls} == {5}
     # the objective falls with ratio and width: (1, 8), and it is the mean of mIoU and half of it
-    assert results["best"] == 1 and results["trials"][0]["objective"] == pytest.approx(quality(trained.calls[0]) * 0.75)
+    assert results["best"] == 1 and results["trials"][0]["objective"] == pytest.approx(
+        quality(trained.calls[0]) * 0.75
+    )
     objectives = [row["objective"] for row in results["trials"]]
     assert objectives == sorted(objectives, reverse=True) and len(set(objectives)) == 6
 
@@ -264,10 +291,14 @@ def test_values_stay_in_their_ranges_and_depend_on_the_seed(write):
     for method, seed in (("random", 0), ("random", 1), ("tpe", 0)):
         found[method, seed] = proposals(load_search(write(space, method=method, trials=30, seed=seed)[1]), 30)
     for lr, ratio, depth in itertools.chain(*found.values()):
-        assert 1e-4 <= lr <= 1e-1 and ratio in (0.5, 1.0, 1.5, 2.0) and depth in (1, 2, 3) and type(depth) is int
+        assert (
+            1e-4 <= lr <= 1e-1 and ratio in (0.5, 1.0, 1.5, 2.0) and depth in (1, 2, 3) and type(depth) is int
+        )
     assert not set(found["random", 0]) & set(found["random", 1])
     high = {method: sum(lr > 1e-2 for lr, _, _ in found[method, 0][10:]) for method in ("random", "tpe")}
-    assert high["tpe"] > high["random"] + 5  # it goes where the objective was high; chance alone finds about a third
+    assert (
+        high["tpe"] > high["random"] + 5
+    )  # it goes where the objective was high; chance alone finds about a third
 
 
 # ---- going on
@@ -361,12 +392,16 @@ def test_a_search_whose_teacher_has_changed_is_refused(write, trained, tmp_path)
     searches.run_search(*write(space, taught))
     assert searches.run_search(*write(space, taught))["best"] and len(trained.calls) == 4
     other.write_text("other weights")  # one that only some trials have
-    with pytest.raises(UserError, match=f"search of something else: in .*run.yaml, teacher.path {other} has changed"):
+    with pytest.raises(
+        UserError, match=f"search of something else: in .*run.yaml, teacher.path {other} has changed"
+    ):
         searches.run_search(*write(space, taught))
     assert len(trained.calls) == 4
 
 
-def test_a_search_of_an_earlier_version_goes_on_and_its_files_are_noted(write, trained, tmp_path, monkeypatch):
+def test_a_search_of_an_earlier_version_goes_on_and_its_files_are_noted(
+    write, trained, tmp_path, monkeypatch
+):
     teacher = tmp_path / "teacher.pt"
     teacher.write_text("weights")
     taught = {"tasks.seg.alpha": 0.5, "tasks.seg.soft": {"loss": "kl"}, "teacher": {"path": str(teacher)}}
@@ -419,7 +454,8 @@ def test_two_searches_in_one_folder_are_refused(write, trained):
 
 
 def test_a_poor_trial_is_stopped(write, trained, tmp_path):
-    """Widths 8, 16, 24 get worse; after two complete trials the third is below their median at its first evaluation."""
+    """Widths 8, 16, 24 get worse; after two complete trials the third is below their median at its first
+    evaluation."""
     space = {"model.width": {"values": [8, 16, 24, 4]}}
     results = searches.run_search(*write(space, {"train.eval_every": 1}, prune={"warmup_trials": 2}))
     assert [(row["trial"], row["state"]) for row in results["trials"]] == [
@@ -430,7 +466,9 @@ def test_a_poor_trial_is_stopped(write, trained, tmp_path):
     assert "pruned at step 1" in (tmp_path / "out/results.md").read_text()
 
 
-@pytest.mark.parametrize("prune, step", [({"warmup_trials": 3}, None), ({"warmup_trials": 2, "warmup_steps": 2}, 2)])
+@pytest.mark.parametrize(
+    "prune, step", [({"warmup_trials": 3}, None), ({"warmup_trials": 2, "warmup_steps": 2}, 2)]
+)
 def test_warm_up_protects_from_pruning(write, trained, prune, step):
     space = {"model.width": {"values": [8, 16, 24]}}
     rows = searches.run_search(*write(space, {"train.eval_every": 1}, prune=prune))["trials"]
@@ -447,7 +485,9 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(write, trained, tmp_p
     errors = [row["error"] for row in results["trials"][-2:]]
     assert errors == ["step 3: the loss is not finite", "out of memory"]
     assert "trial 1: step 3: the loss is not finite" in (tmp_path / "out/results.md").read_text()
-    assert "trial 1: ratio 1, width 8: mean -, failed: step 3: the loss is not finite" in capsys.readouterr().out
+    assert (
+        "trial 1: ratio 1, width 8: mean -, failed: step 3: the loss is not finite" in capsys.readouterr().out
+    )
     searches.run_search(*paths)
     assert len(trained.calls) == 6
 
@@ -498,7 +538,9 @@ def test_values_are_shown_on_one_line():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/search").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_searches_are_sound(path):
-    plan = search_space.Plan(load_search(path), str(path), str(ROOT / "configs/scenes_distilled.yaml"), ("train.eval_every=140",))
+    plan = search_space.Plan(
+        load_search(path), str(path), str(ROOT / "configs/scenes_distilled.yaml"), ("train.eval_every=140",)
+    )
     assert plan.check().distils and plan.search.total() > 10
 
 
@@ -506,7 +548,11 @@ def test_shipped_searches_are_sound(path):
 
 
 def test_a_real_search(write, tool, tmp_path):
-    space = {LR: {"low": 1e-4, "high": 1e-2, "log": True}, "tasks.seg.soft": {"values": [None, KL]}, RATIO: {"values": [1, 2]}}
+    space = {
+        LR: {"low": 1e-4, "high": 1e-2, "log": True},
+        "tasks.seg.soft": {"values": [None, KL]},
+        RATIO: {"values": [1, 2]},
+    }
     changes = {"train.eval_every": 2}
     run, path = write(space, changes, method="tpe", trials=3, prune={"warmup_trials": 1})
     status, out, err = tool("search", "--config", run, "--space", path, "train.log_every=4")
@@ -518,12 +564,19 @@ def test_a_real_search(write, tool, tmp_path):
     for row in results["trials"]:
         folder = tmp_path / f"out/trials/{row['trial']:03d}"
         written = configs.load(folder / "config.yaml")
-        assert written.train.optimizer.lr == row["values"][LR] and written.tasks["seg"].ratio == row["values"][RATIO]
+        assert (
+            written.train.optimizer.lr == row["values"][LR]
+            and written.tasks["seg"].ratio == row["values"][RATIO]
+        )
         if row["state"] == "complete":
             measured = json.loads((folder / "metrics.json").read_text())
-            assert row["objective"] == pytest.approx((measured["seg"]["mIoU"] + (measured["det"]["mAP"] or 0)) / 2)
+            assert row["objective"] == pytest.approx(
+                (measured["seg"]["mIoU"] + (measured["det"]["mAP"] or 0)) / 2
+            )
         else:
-            assert (row["state"], row["step"]) == ("pruned", 2) and checkpoint.load(folder / "last.pt", "x")["step"] == 2
+            assert (row["state"], row["step"]) == ("pruned", 2) and checkpoint.load(folder / "last.pt", "x")[
+                "step"
+            ] == 2
     build.check(configs.load(tmp_path / "out/best.yaml"))
     assert (tmp_path / "out/plot.png").read_bytes().startswith(b"\x89PNG")
     before = (tmp_path / "out/results.json").read_text()
@@ -542,12 +595,17 @@ def test_ctrl_c_stops_a_real_search(write, tool, monkeypatch, tmp_path):
 
 
 def test_every_state_has_a_place_in_the_plot(tmp_path):
-    """Pruned, failed and complete trials; sections, texts and numbers on the axes; one panel for each key and one besides."""
+    """Pruned, failed and complete trials; sections, texts and numbers on the axes; one panel for each key and
+    one besides."""
     rows = [
         {"trial": 1, "state": "complete", "objective": 5.0, "values": {"a.x": 1.0, "b": KL, "c": None}},
         {"trial": 2, "state": "pruned", "objective": 1.0, "values": {"a.x": 10.0, "b": "text", "c": 3}},
         {"trial": 3, "state": "failed", "objective": None, "values": {"a.x": 10.0, "b": "text", "c": 3}},
     ]
-    space = {"a.x": {"low": 1.0, "high": 10.0, "log": True}, "b": {"values": [KL, "text"]}, "c": {"values": [None, 3]}}
+    space = {
+        "a.x": {"low": 1.0, "high": 10.0, "log": True},
+        "b": {"values": [KL, "text"]},
+        "c": {"values": [None, 3]},
+    }
     picture = search_report.draw({"objective": "mean", "best": 1, "space": space, "trials": rows})
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000

@@ -101,7 +101,8 @@ def test_the_labels_of_the_batch_are_left_as_they_were():
 def test_class_counts_by_hand():
     mask = torch.tensor([[[0, 0, 1, 1], [0, 1, 1, IGNORE]], [[2, 2, 2, 2], [2, 2, IGNORE, IGNORE]]])
     counts = class_counts(mask, 3, 1, 2)
-    # two cells of 2x2: the left one holds three 0 and one 1, the right one three 1 and an ignored pixel; then only 2s
+    # two cells of 2x2: the left one holds three 0 and one 1, the right one three 1 and an ignored pixel; then
+    # only 2s
     assert counts[0, :, 0].tolist() == [[3, 0], [1, 3], [0, 0]]
     assert counts[1, :, 0].tolist() == [[0, 0], [0, 0], [4, 2]]
     # 5 columns in 2 cells: pixels 0 to 2 and 3 to 4

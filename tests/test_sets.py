@@ -37,7 +37,8 @@ SEG_DET = {name: KINDS.get(kind, "x") for name, kind in DEFAULT_KINDS.items()}
 class Pictures(Layout):
     """Images in memory, each of a grey of its own; the mask has every class in a column, box k is of class k.
 
-    Image i has i % (classes + 1) boxes, the last of them a crowd, areas of 100 + k. ``broken`` ones cannot be read.
+    Image i has i % (classes + 1) boxes, the last of them a crowd, areas of 100 + k. ``broken`` ones cannot be
+    read.
     """
 
     def __init__(self, *, count=6, seg=("road", "car"), det=("car", "bus"), grey=0, broken=(), faults=0):
@@ -216,7 +217,8 @@ def test_classes_that_differ_are_refused(other, who, said, only):
     message = said_of(sets_of, z=(Pictures(), ["seg"]), a=Pictures(), b=other)
     assert message.startswith(f"data.train.{who}: its classes of 'det' are ") and said in message
     assert message.endswith(
-        f"background there: say which classes it labels (data.train.{who}.classes.det: {only}), make them the same with "
+        f"background there: say which classes it labels (data.train.{who}.classes.det: {only}), make them "
+        f"the same with "
         "rename, or take 'det' out of the set's tasks"
     )
     assert sets_of(a=Pictures(), b=(other[0], ["seg"], {})).classes["det"] == (
@@ -576,9 +578,7 @@ def test_no_layout_has_an_option_that_means_something_else_to_a_set():
 
 
 def test_a_key_of_set_and_layout_is_the_sets_where_it_is_a_mapping():
-    for key, text, mapping in (
-        ("labels", "labelTrainIds", {"seg": "road"}),
-    ):
+    for key, text, mapping in (("labels", "labelTrainIds", {"seg": "road"}),):
         given = {"layout": "cityscapes", key: text}
         of_layout, of_set = (
             configs.parse({"data": {"train": given | {key: value}}}, "x") for value in (text, mapping)
@@ -907,8 +907,9 @@ def test_the_larger_image_is_the_same_picture(smooth, change):
                     interpolation=cv2.INTER_AREA,
                 )
                 seen.append((np.abs(shrunk - own).mean(), np.abs(shrunk[:, ::-1] - own).mean(), own))
-    # 2.5 of 255 levels: resampling, and where a border is grey within one pixel. A shift is in whole pixels of each size, so that
-    # the two may be a pixel of the smaller apart: 5. A picture that moved otherwise is off by far more.
+    # 2.5 of 255 levels: resampling, and where a border is grey within one pixel. A shift is in whole pixels
+    # of each size, so that the two may be a pixel of the smaller apart: 5. A picture that moved otherwise is
+    # off by far more.
     assert max(same for same, _, _ in seen) < (5 if "translate" in change else 2.5)
     assert min(other for _, other, _ in seen) > 20
     apart = max(np.abs(a - b).mean() for _, _, a in seen for _, _, b in seen)

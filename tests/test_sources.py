@@ -81,7 +81,13 @@ def images():
 
 
 def source(name, path, trust=False, **options):
-    return SOURCES.build(name, {**OPTIONS.get(name, {}), **options}, "teacher.options", None if path is None else str(path), trust)
+    return SOURCES.build(
+        name,
+        {**OPTIONS.get(name, {}), **options},
+        "teacher.options",
+        None if path is None else str(path),
+        trust,
+    )
 
 
 def load(name, path, trust=False, **options):
@@ -115,7 +121,10 @@ def test_state_dict(net, images, tmp_path, content):
     else:
         holds = {
             "ema": {"epoch": 3, "ema": {f"module.{k}": v for k, v in state.items()}},
-            "lightning": {"state_dict": {f"model.{k}": v for k, v in state.items()}, "hyper_parameters": {"lr": 0.1}},
+            "lightning": {
+                "state_dict": {f"model.{k}": v for k, v in state.items()},
+                "hyper_parameters": {"lr": 0.1},
+            },
             "compiled": {"a": {"b": {f"module._orig_mod.{k}": v for k, v in state.items()}}},
             "half": {k: v.half() for k, v in state.items()},
         }.get(content, state)
@@ -152,7 +161,9 @@ def test_state_dict_options(net, tmp_path, monkeypatch):
     }.items():  # fmt: skip
         refused("state_dict", path, "options.factory", word, key="student", factory=factory)
     refused("state_dict", path, "options.arguments", key="student", arguments={"wide": 3})
-    (tmp_path / "in_this_folder.py").write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n")
+    (tmp_path / "in_this_folder.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Linear(2, 2)\n"
+    )
     torch.save(nn.Linear(2, 2).state_dict(), path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p])
@@ -196,7 +207,9 @@ def programs(net, tmp_path_factory):
     found = {}
     for name, shapes in {"fixed": None, "free": ({0: torch.export.Dim("batch", min=1, max=4)},)}.items():
         found[name] = tmp_path_factory.mktemp("export") / f"{name}.pt2"
-        torch.export.save(torch.export.export(net, (torch.rand(2, 3, 64, 64),), dynamic_shapes=shapes), found[name])
+        torch.export.save(
+            torch.export.export(net, (torch.rand(2, 3, 64, 64),), dynamic_shapes=shapes), found[name]
+        )
     return found
 
 
@@ -232,7 +245,10 @@ def test_export_in_the_format_of_older_torch(net, images, programs, tmp_path):
 def onnx_models(net, tmp_path_factory):
     pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     folder, found = tmp_path_factory.mktemp("onnx"), {}
-    for name, axes in {"fixed": None, "free": {"images": {0: "batch"}, "seg": {0: "batch"}, "det": {0: "batch"}}}.items():
+    for name, axes in {
+        "fixed": None,
+        "free": {"images": {0: "batch"}, "seg": {0: "batch"}, "det": {0: "batch"}},
+    }.items():
         found[name] = folder / f"{name}.onnx"
         torch.onnx.export(
             net, (torch.rand(2, 3, 64, 64),), found[name], dynamo=False, input_names=["images"], output_names=["seg", "det"],
@@ -257,7 +273,9 @@ def onnx_of(op, path, domain="", kind=1, second=(), outputs=1):
     value = onnx.helper.make_tensor_value_info
     tensors = [onnx.helper.make_tensor(n, kind, [1], [2.0]) for n in second]
     node = onnx.helper.make_node(op, ["x", *second], ["y"], domain=domain)
-    graph = onnx.helper.make_graph([node], "g", [value("x", kind, ["b", 3, 4, 4])], [value("y", kind, None)], tensors)
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("x", kind, ["b", 3, 4, 4])], [value("y", kind, None)], tensors
+    )
     sets = [onnx.helper.make_opsetid(d, 17) for d in {"", domain}]
     model = onnx.helper.make_model(graph, opset_imports=sets, ir_version=9)
     onnx.save(model, path)
@@ -302,7 +320,10 @@ def test_smp(images, tmp_path):
     assert len(made.mean) == 3
     own.save_pretrained(tmp_path / "saved")
     torch.testing.assert_close(
-        SOURCES.build("smp", {}, "o", str(tmp_path / "saved"), False).load(CPU)(images), own(images), rtol=0, atol=1e-5
+        SOURCES.build("smp", {}, "o", str(tmp_path / "saved"), False).load(CPU)(images),
+        own(images),
+        rtol=0,
+        atol=1e-5,
     )
     refused("smp", tmp_path / "saved", "leave the option out", arch="FPN")
     refused("smp", tmp_path / "unet.pt", "the network has", arguments=arguments, classes=5)
@@ -316,7 +337,9 @@ def test_smp(images, tmp_path):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes((tmp_path / "saved" / "model.safetensors").read_bytes())
         (folder / "config.json").write_text(json.dumps({**config, change: word}))
-        refused("smp", folder, "config.json" if change != "in_channels" else "channels", arch=None, encoder=None)
+        refused(
+            "smp", folder, "config.json" if change != "in_channels" else "channels", arch=None, encoder=None
+        )
 
 
 @torch.no_grad()
@@ -361,7 +384,9 @@ def test_torchvision_detectors(tmp_path, model):
     ]
     count = dense["boxes"].shape[1]
     assert (
-        dense["scores"].shape == (2, count, 3) and dense["locations"].shape == (1, count, 2) and dense["strides"].shape == (count,)
+        dense["scores"].shape == (2, count, 3)
+        and dense["locations"].shape == (1, count, 2)
+        and dense["strides"].shape == (count,)
     )
     assert dense["scores"].min() >= 0 and dense["scores"].max() <= 1
     inside = (dense["locations"] >= -40) & (dense["locations"] <= torch.tensor([200, 200]))
@@ -369,12 +394,16 @@ def test_torchvision_detectors(tmp_path, model):
     for i, wanted in enumerate(own(list(pictures))):  # every detection is one of the dense ones
         for box, score, label in zip(wanted["boxes"], wanted["scores"], wanted["labels"], strict=True):
             if label > 0:
-                away = (dense["boxes"][i] - box).abs().amax(1) + (dense["scores"][i, :, label - 1] - score).abs() * 100
+                away = (dense["boxes"][i] - box).abs().amax(1) + (
+                    dense["scores"][i, :, label - 1] - score
+                ).abs() * 100
                 assert away.min() < 1e-2
 
 
 def test_torchvision_knows_classes_of_its_own_weights(monkeypatch):
-    monkeypatch.setattr("multitask_kd.sources.torchvision.torchvision.models.get_model", lambda *a, **k: nn.Identity())
+    monkeypatch.setattr(
+        "multitask_kd.sources.torchvision.torchvision.models.get_model", lambda *a, **k: nn.Identity()
+    )
     made = source("torchvision", None, model="fasterrcnn_resnet50_fpn", weights="COCO_V1")
     made.load(CPU)
     assert made.classes["detection"][:2] == ["person", "bicycle"] and len(made.classes["detection"]) == 90
@@ -392,7 +421,11 @@ def test_slices_of_a_fixed_batch():
 
     x = torch.rand(5, 3, 2, 2)
     out = in_batches(run, x, 2, 2)
-    assert seen == [2, 2, 2] and torch.equal(out["points"], torch.arange(7)) and torch.equal(out["b"][0], x[:, :1])
+    assert (
+        seen == [2, 2, 2]
+        and torch.equal(out["points"], torch.arange(7))
+        and torch.equal(out["b"][0], x[:, :1])
+    )
     torch.testing.assert_close(out["a"], x.sum((1, 2, 3)))
     with pytest.raises(UserError, match="free size"):
         in_batches(lambda x: x.sum()[None].expand(3), x, 2, 2)
@@ -445,7 +478,8 @@ def test_files_of_another_source(net, programs, tmp_path):
 
 
 def rewritten(path, target, changes):
-    """A copy of an archive with members changed (callable: of their content) or added, in its folder at the top."""
+    """A copy of an archive with members changed (callable: of their content) or added, in its folder at the
+    top."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         top = old.namelist()[0].split("/")[0] + "/"
         for entry in old.infolist():
@@ -471,7 +505,9 @@ def marker(tmp_path):
 
 
 @pytest.mark.parametrize("name", SOURCE_NAMES)
-@pytest.mark.parametrize("form", ["plain", "protocol 0", "legacy", "zip", "value", "nested", "numpy", "npy", "tensor"])
+@pytest.mark.parametrize(
+    "form", ["plain", "protocol 0", "legacy", "zip", "value", "nested", "numpy", "npy", "tensor"]
+)
 def test_pickles_never_run(name, form, net, marker, tmp_path):
     evil, path = Evil(marker), tmp_path / "evil.pt"
     array = np.array([evil], dtype=object)
@@ -490,7 +526,12 @@ def test_pickles_never_run(name, form, net, marker, tmp_path):
             "tensor": lambda: saved({"state_dict": {"a": nn.Parameter(tensor)}, "b": tensor}),
         }[form]())  # fmt: skip
     refused(name, path)
-    if name in ("state_dict", "pickle", "smp", "torchvision") and form in ("zip", "legacy", "value", "nested"):
+    if name in ("state_dict", "pickle", "smp", "torchvision") and form in (
+        "zip",
+        "legacy",
+        "value",
+        "nested",
+    ):
         refused(name, path, "trust_pickle: true")
 
 
@@ -504,7 +545,9 @@ def test_the_pickle_would_have_run(tmp_path):
 @pytest.mark.parametrize("member", ["data.pkl", "constants.pkl", "code/__torch__.py.debug_pkl"])
 def test_torchscript_archives_run_no_pickle(member, net, marker, tmp_path):
     torch.jit.trace(nn.Conv2d(3, 2, 1), torch.rand(1, 3, 4, 4)).save(tmp_path / "net.pt")
-    path = rewritten(tmp_path / "net.pt", tmp_path / "evil.pt", {member: pickle.dumps(Evil(marker), 2), "extra/a.pkl": b""})
+    path = rewritten(
+        tmp_path / "net.pt", tmp_path / "evil.pt", {member: pickle.dumps(Evil(marker), 2), "extra/a.pkl": b""}
+    )
     if member.startswith("code/"):
         load("torchscript", path)  # where the code stood in its source: not even read
     else:
@@ -554,7 +597,9 @@ def payload(**entry):
 def evil_sizes(text):
     def change(program, node):
         sizes = program["graph_module"]["graph"]["tensor_values"]
-        next(v for v in sizes.values() if v["sizes"])["sizes"][0] = {"as_expr": {"expr_str": text, "hint": {"as_int": 2}}}
+        next(v for v in sizes.values() if v["sizes"])["sizes"][0] = {
+            "as_expr": {"expr_str": text, "hint": {"as_int": 2}}
+        }
 
     return change
 
@@ -564,7 +609,14 @@ def evil_parts(marker):
     evil, code = pickle.dumps(Evil(marker)), f"__import__('os').mkdir('{marker}')"
     weights = "data/weights/model_weights_config.json"
     tree = json.dumps(
-        [1, {"type": "builtins.dict", "context": json.dumps({"__enum__": True, "fqn": "evil:A"}), "children_spec": []}]
+        [
+            1,
+            {
+                "type": "builtins.dict",
+                "context": json.dumps({"__enum__": True, "fqn": "evil:A"}),
+                "children_spec": [],
+            },
+        ]
     )
     specs = lambda p: p["graph_module"]["module_call_graph"][0]["signature"]  # noqa: E731
     return {
@@ -615,7 +667,9 @@ def test_export_archives_run_nothing(part, programs, evil_parts, tmp_path):
 def test_the_program_would_have_run(programs, tmp_path):
     """torch.export.load itself runs what is in the sample inputs."""
     path = rewritten(
-        programs["free"], tmp_path / "evil.pt2", {"data/sample_inputs/model.pt": saved(((Evil(tmp_path / "it_ran"),), {}))}
+        programs["free"],
+        tmp_path / "evil.pt2",
+        {"data/sample_inputs/model.pt": saved(((Evil(tmp_path / "it_ran"),), {}))},
     )
     with contextlib.suppress(Exception):  # of what it does next; versions differ
         torch.export.load(path)
@@ -624,14 +678,18 @@ def test_the_program_would_have_run(programs, tmp_path):
 
 def test_checks_written_as_python_are_dropped(programs, marker, tmp_path):
     guard = f"__import__('os').mkdir('{marker}') is None"
-    path = rewritten(programs["free"], tmp_path / "evil.pt2", edited(lambda p, n: p.update(guards_code=[guard])))
+    path = rewritten(
+        programs["free"], tmp_path / "evil.pt2", edited(lambda p, n: p.update(guards_code=[guard]))
+    )
     assert b"mkdir" not in cleaned(str(path))["models/model.json"]
     with torch.no_grad():
         load("export", path)(torch.rand(2, 3, 64, 64))
 
 
 def test_smp_folders_run_no_pickle(marker, tmp_path):
-    smp.create_model("Unet", "tu-test_resnet", encoder_weights=None, classes=2).save_pretrained(tmp_path / "net")
+    smp.create_model("Unet", "tu-test_resnet", encoder_weights=None, classes=2).save_pretrained(
+        tmp_path / "net"
+    )
     (tmp_path / "net" / "model.safetensors").write_bytes(saved({"a": Evil(marker)}))
     refused("smp", tmp_path / "net", "pickled objects", arch=None, encoder=None)
     (tmp_path / "net" / "config.json").write_bytes(pickle.dumps(Evil(marker)))

@@ -32,7 +32,8 @@ def test_scale_penalty_by_hand():
 
 
 def test_group_penalty_by_hand():
-    # two channels: made by filters [3, 0] and [0, 1], scaled by 4 and 0: |w|^2 = 9 + 16 = 25 and 1, |w| = 5 and 1
+    # two channels: made by filters [3, 0] and [0, 1], scaled by 4 and 0: |w|^2 = 9 + 16 = 25 and 1, |w| = 5
+    # and 1
     made = nn.Parameter(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     scale = nn.Parameter(torch.tensor([4.0, 0.0]))
     rows = torch.tensor([0, 1])
@@ -56,7 +57,11 @@ def test_all_norms_are_held_down():
         for m in norms:
             m.weight.fill_(-2.0)
     total, weighted = sparse(torch.tensor(1.0), {"seg.hard.ce": torch.tensor(1.0)}, 0.5)
-    assert weighted["sparse"] == 0.25 * 2 * count and total == 1 + weighted["sparse"] and "seg.hard.ce" in weighted
+    assert (
+        weighted["sparse"] == 0.25 * 2 * count
+        and total == 1 + weighted["sparse"]
+        and "seg.hard.ce" in weighted
+    )
     assert sparse.scales().shape == (count,) and (sparse.scales() == 2).all()
 
 
@@ -68,7 +73,8 @@ def test_group_reaches_what_scale_does_not():
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """Folders of the same run, plain and under a strong penalty of either kind, and the histograms that they wrote."""
+    """Folders of the same run, plain and under a strong penalty of either kind, and the histograms that they
+    wrote."""
     folder = tmp_path_factory.mktemp("sparse")
     seen = []
     before = log.RunLog.histogram
@@ -101,7 +107,9 @@ def test_what_a_run_logs(runs, read_lines):
     assert [(name, step) for name, step, _ in seen] == [("sparse/scales", 2), ("sparse/scales", 4)] * 2
     line = read_lines(folder / "scale", "train")[0]
     assert (
-        line["weighted/sparse"] > 0 and "share/sparse" in line and line["schedule/sparse.weight"] == pytest.approx(0.01 + 0.01 / 3)
+        line["weighted/sparse"] > 0
+        and "share/sparse" in line
+        and line["schedule/sparse.weight"] == pytest.approx(0.01 + 0.01 / 3)
     )
     assert not [key for key in read_lines(folder / "plain", "train")[0] if "sparse" in key]
 
@@ -111,7 +119,9 @@ def test_off_is_the_loop_as_it_was(tiny, runs, tmp_path, monkeypatch, same_weigh
     totals = []
     before = loop.LossMeter.add
     monkeypatch.setattr(
-        loop.LossMeter, "add", lambda self, losses, weighted: totals.append(set(weighted)) or before(self, losses, weighted)
+        loop.LossMeter,
+        "add",
+        lambda self, losses, weighted: totals.append(set(weighted)) or before(self, losses, weighted),
     )
     train(tiny(tmp_path / "again", {"train.ema": 0, "eval.pictures": 0, "train.eval_every": 2}))
     assert all("sparse" not in names for names in totals)

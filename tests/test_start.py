@@ -34,7 +34,8 @@ def cut(teacher_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun(tiny, cut):
-    """begun(folder, changes) -> the config of a run from the cut network: of the model only the file is given."""
+    """begun(folder, changes) -> the config of a run from the cut network: of the model only the file is
+    given."""
 
     def make(folder, changes=()):
         config = tiny(folder, {**QUIET, "model": {}, "tasks.det.head": {}, **dict(changes)})
@@ -49,7 +50,11 @@ def test_training_begins_with_the_files_network(begun, cut, tmp_path, same_weigh
     run, _ = ready(begun(tmp_path))
     kept = checkpoint.load(cut, "x")
     same_weights(run.student.state_dict(), kept["model"])
-    assert run.arch == kept["arch"] and run.config.model.encoder == "tu-test_resnet" and run.config.model.strides == (4, 8, 16)
+    assert (
+        run.arch == kept["arch"]
+        and run.config.model.encoder == "tu-test_resnet"
+        and run.config.model.strides == (4, 8, 16)
+    )
 
 
 def test_the_result_is_cut_and_loads_alone(begun, cut, tmp_path):
@@ -70,14 +75,20 @@ def test_resume_is_exact_and_refuses_another_file(begun, cut, tmp_path, same_wei
     part = begun(tmp_path / "part", {"model.start": str(file)})
     train(part, judge=lambda step, metrics: step == 2)
     content = checkpoint.load(file, "x")
-    other = {**content, "model": {name: value + 0 if "seg" not in name else value * 2 for name, value in content["model"].items()}}
+    other = {
+        **content,
+        "model": {
+            name: value + 0 if "seg" not in name else value * 2 for name, value in content["model"].items()
+        },
+    }
     checkpoint.save(file, other)
     with pytest.raises(UserError, match="--resume: .*start.pt holds other weights than when the run began"):
         train(part, resume=True)
     shutil.copy(cut, file)
     train(part, resume=True)
     same_weights(
-        checkpoint.load(tmp_path / "whole/last.pt", "x")["model"], checkpoint.load(tmp_path / "part/last.pt", "x")["model"]
+        checkpoint.load(tmp_path / "whole/last.pt", "x")["model"],
+        checkpoint.load(tmp_path / "part/last.pt", "x")["model"],
     )
 
 
@@ -95,7 +106,9 @@ def test_the_uncut_network_teaches(begun, distilled, tmp_path, tiny, cut):
     run, _ = ready(config)
     own = {s: run.student.neck.width_at(s) for s in (4, 8, 16)}
     assert all(width < 16 for width in own.values()), "the pyramid was meant to be cut"
-    assert {p.shape[:2] for n, p in run.distiller.terms["cwd"].named_parameters() if n.endswith("weight")} == {(16, own[8])}
+    assert {
+        p.shape[:2] for n, p in run.distiller.terms["cwd"].named_parameters() if n.endswith("weight")
+    } == {(16, own[8])}
     assert run.distiller.terms["mgd"].align.weight.shape[:2] == (16, own[4])
     assert train(config) is not None
 
@@ -127,12 +140,17 @@ def test_keys_that_contradict(tiny, cut, tmp_path):
     base = {"model.start": str(cut), "model.width": 16}
     build.check(tiny(tmp_path, base))  # the same as the file's
     refused(
-        tiny(tmp_path, {**base, "model.width": 8}), r"model.width: 8, but the network of model.start \(.*\) has 16; leave it out"
+        tiny(tmp_path, {**base, "model.width": 8}),
+        r"model.width: 8, but the network of model.start \(.*\) has 16; leave it out",
     )
     refused(tiny(tmp_path, {**base, "model.encoder": "resnet18"}), "model.encoder: resnet18, but the network")
-    refused(tiny(tmp_path, {**base, "tasks.det.head": {"depth": 2}}), "tasks.det.head.depth: 2, but the network .* has 1")
     refused(
-        tiny(tmp_path, {**base, "data.input_size": [48, 72]}), r"data.input_size: \[48, 72\] are not multiples .* model.start, 16"
+        tiny(tmp_path, {**base, "tasks.det.head": {"depth": 2}}),
+        "tasks.det.head.depth: 2, but the network .* has 1",
+    )
+    refused(
+        tiny(tmp_path, {**base, "data.input_size": [48, 72]}),
+        r"data.input_size: \[48, 72\] are not multiples .* model.start, 16",
     )
     with pytest.raises(UserError, match="model.*weights: model.start has weights of its own"):
         tiny(tmp_path, {**base, "model.weights": "x.pt"})
@@ -140,11 +158,16 @@ def test_keys_that_contradict(tiny, cut, tmp_path):
 
 def test_tasks_and_classes_that_do_not_fit(tiny, cut, tmp_path):
     base = {"model.start": str(cut), "model.width": 16}
-    refused(tiny(tmp_path, {**base, "tasks.det": None}), "model.start: .* has heads for seg and det, the config tasks seg")
+    refused(
+        tiny(tmp_path, {**base, "tasks.det": None}),
+        "model.start: .* has heads for seg and det, the config tasks seg",
+    )
     content = checkpoint.load(cut, "x")
     content["arch"]["tasks"]["seg"]["classes"].reverse()
     checkpoint.save(tmp_path / "other.pt", content)
-    with pytest.raises(UserError, match=r"model.start: .*other.pt: the classes of 'seg' are in another order"):
+    with pytest.raises(
+        UserError, match=r"model.start: .*other.pt: the classes of 'seg' are in another order"
+    ):
         build_run(build.resolve_init(tiny(tmp_path, {**base, "model.start": str(tmp_path / "other.pt")})))
 
 
@@ -161,5 +184,8 @@ def test_files_that_are_none(tiny, tmp_path):
 
 
 def test_a_cut_network_is_no_encoder_weights(tiny, cut, tmp_path):
-    with pytest.raises(UserError, match=r"model\.weights: .*lacks .* its network was cut: train on with model\.start=.*cut\.pt"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.weights: .*lacks .* its network was cut: train on with model\.start=.*cut\.pt",
+    ):
         ready(tiny(tmp_path, {"model.weights": str(cut)}))

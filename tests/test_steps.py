@@ -32,7 +32,8 @@ def config(tiny, tmp_path, teacher):
 
 @pytest.fixture
 def train(monkeypatch):
-    """Stands for a training. ``calls``: whether each resumed; ``act``: what the next one does in place of ending."""
+    """Stands for a training. ``calls``: whether each resumed; ``act``: what the next one does in place of
+    ending."""
 
     def trained(config, *, resume, overwrite):
         trained.calls.append(resume)

@@ -43,7 +43,10 @@ def test_a_figure_that_was_not_measured_leaves_a_gap():
         "seconds": [1.0],
         "step_ms": [12.6],
     }
-    rows = [row | {"name": "a", "mIoU": [50.0, None]}, row | {"name": "b", "against": "a", "mIoU": [60.0, 70.0]}]
+    rows = [
+        row | {"name": "a", "mIoU": [50.0, None]},
+        row | {"name": "b", "against": "a", "mIoU": [60.0, 70.0]},
+    ]
     found = studies.gains(rows, ["mIoU"])
     assert found == [{"name": "b", "against": "a", "mIoU": [10.0, None]}]
     text = studies.report({"title": "t", "machine": "m", "rows": rows, "figures": FIGURES, "gains": found})
@@ -74,14 +77,17 @@ def test_report_shows_mean_and_spread():
 
 @pytest.fixture
 def write(raw, tmp_path):
-    """write(runs, **study) -> the study's path; student.yaml and taught.yaml lie beside it, its folder is tmp_path/out."""
+    """write(runs, **study) -> the study's path; student.yaml and taught.yaml lie beside it, its folder is
+    tmp_path/out."""
 
     def make(runs, **changes):
         quick = {"train.steps": 2, "train.save_every": 1, "eval.pictures": 0}
         (tmp_path / "student.yaml").write_text(yaml.safe_dump(raw("unused", quick)))
         soft = {"seg": {"alpha": 0.5, "soft": {"loss": "kl"}}}
         teacher = {"path": str(tmp_path / "out/teacher/best.pt")}
-        (tmp_path / "taught.yaml").write_text(yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": teacher}))
+        (tmp_path / "taught.yaml").write_text(
+            yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": teacher})
+        )
         study = {"title": "t", "dir": str(tmp_path / "out"), "pictures": 0, "runs": runs, **changes}
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
         return tmp_path / "study.yaml"
@@ -123,12 +129,16 @@ def test_what_was_interrupted_goes_on_and_what_is_done_is_kept(write, trained, m
     path = write({"teacher": STUDENT, "pupil": TAUGHT})
     with monkeypatch.context() as patch:
         really = trainings.train
-        stop = lambda one, **kwargs: really(one, **kwargs) if "teacher" in one.run.dir else interrupted(one, **kwargs)  # noqa: E731
+
+        def stop(one, **kwargs):
+            return (really if "teacher" in one.run.dir else interrupted)(one, **kwargs)
 
         def interrupted(one, **kwargs):
             done = loop.Progress.step
             with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(loop.Progress, "step", lambda self: (done(self), signal.raise_signal(signal.SIGTERM)))
+                inner.setattr(
+                    loop.Progress, "step", lambda self: (done(self), signal.raise_signal(signal.SIGTERM))
+                )
                 return really(one, **kwargs)
 
         patch.setattr(trainings, "train", stop)
@@ -150,7 +160,9 @@ def test_a_changed_config_is_trained_again_and_so_is_what_it_teaches(write, trai
     pupil = TAUGHT | {"against": "alone"}
     studies.run_study(write({"teacher": STUDENT, "alone": STUDENT, "pupil": pupil}))
     trained.clear()
-    studies.run_study(write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}, "alone": STUDENT, "pupil": pupil}))
+    studies.run_study(
+        write({"teacher": STUDENT | {"overrides": ["train.steps=1"]}, "alone": STUDENT, "pupil": pupil})
+    )
     assert trained == [("teacher", False, True), ("pupil", False, True)]
 
 
@@ -216,7 +228,11 @@ def test_every_file_is_hashed_once(write, trained, teacher_run, monkeypatch):
 
 
 CUT = {"half": {"of": "teacher", "ratio": 0.4, "round_to": 1}}
-FROM_CUT = {"teacher": STUDENT, "alone": STUDENT | {"start": "half"}, "pupil": TAUGHT | {"start": "half", "against": "alone"}}
+FROM_CUT = {
+    "teacher": STUDENT,
+    "alone": STUDENT | {"start": "half"},
+    "pupil": TAUGHT | {"start": "half", "against": "alone"},
+}
 
 
 def test_a_cut_is_made_once_and_has_a_row_and_pupils(write, trained, tmp_path):
@@ -243,7 +259,11 @@ def test_a_cut_is_made_once_and_has_a_row_and_pupils(write, trained, tmp_path):
     ("runs", "cuts", "again"),
     [
         (FROM_CUT, {"half": CUT["half"] | {"ratio": 0.3}}, ["alone", "pupil"]),
-        (FROM_CUT | {"teacher": STUDENT | {"overrides": ["train.steps=1"]}}, CUT, ["teacher", "alone", "pupil"]),
+        (
+            FROM_CUT | {"teacher": STUDENT | {"overrides": ["train.steps=1"]}},
+            CUT,
+            ["teacher", "alone", "pupil"],
+        ),
         (FROM_CUT | {"alone": STUDENT | {"start": "half", "overrides": ["train.steps=1"]}}, CUT, ["alone"]),
     ],
 )
@@ -275,12 +295,18 @@ def test_no_run_starts_where_one_has_a_fault(write, trained, tmp_path):
     [
         ({"seeds": []}, "seeds: "),
         ({"runs": {"a b": STUDENT, "a_b": STUDENT}}, "a_b"),
-        ({"runs": {"a b": STUDENT}, "cuts": {"a_b": {"of": "a b", "ratio": 0.5}}}, "would both be in the folder a_b"),
+        (
+            {"runs": {"a b": STUDENT}, "cuts": {"a_b": {"of": "a b", "ratio": 0.5}}},
+            "would both be in the folder a_b",
+        ),
         ({"cuts": {"half": {"of": "b", "ratio": 0.5}}}, "half.of: there is no run 'b'"),
         ({"cuts": {"a": {"of": "a", "ratio": 0.5}}}, "'a' is the name of a run too"),
         ({"cuts": {"half": {"of": "a", "ratio": 1.5}}}, "cuts.half.ratio: .*less than 1"),
         ({"runs": {"a": STUDENT | {"start": "half"}}}, "runs.a.start: 'half' is not in cuts"),
-        ({"runs": {"a": STUDENT | {"start": "half"}}, "cuts": {"half": {"of": "a", "ratio": 0.5}}}, "put that one before"),
+        (
+            {"runs": {"a": STUDENT | {"start": "half"}}, "cuts": {"half": {"of": "a", "ratio": 0.5}}},
+            "put that one before",
+        ),
     ],
 )
 def test_studies_that_make_no_sense_are_refused(write, changes, said):
@@ -289,7 +315,9 @@ def test_studies_that_make_no_sense_are_refused(write, changes, said):
 
 
 def test_options_of_a_cut_are_told_before_anything_is_trained(write, trained):
-    with pytest.raises(UserError, match=r"study.yaml: cuts.half: --method: there is no 'scales'; did you mean 'scale'"):
+    with pytest.raises(
+        UserError, match=r"study.yaml: cuts.half: --method: there is no 'scales'; did you mean 'scale'"
+    ):
         studies.run_study(write(FROM_CUT, cuts={"half": CUT["half"] | {"method": "scales"}}))
     assert trained == []
 
@@ -301,7 +329,14 @@ def test_figures_of_several_tasks_of_a_kind_have_their_names(tiny, tmp_path):
     assert [column.key for column in found.values()][:3] == ["mIoU", "lane mIoU", "road mIoU"]
     assert {("lane", "mIoU"), ("det", "mAP"), ("z", "delta1")} <= set(found)
     row = {"name": "b", "labelled_images": 1, "unlabelled_images": 0, "params": 1, "macs": 1, "steps": 1}
-    row |= {"seconds": [1.0], "step_ms": [1.0], "seeds": [0], "against": [], "lane mIoU": [12.34], "AbsRel": [0.1234]}
+    row |= {
+        "seconds": [1.0],
+        "step_ms": [1.0],
+        "seeds": [0],
+        "against": [],
+        "lane mIoU": [12.34],
+        "AbsRel": [0.1234],
+    }
     figures = [asdict(column) for column in found.values()]
     text = studies.report({"title": "t", "machine": "m", "rows": [row], "figures": figures, "gains": []})
     assert "lane mIoU" in text and " 12.3 " in text and " 0.123 " in text and "road mIoU" not in text
@@ -326,7 +361,10 @@ def test_picture_has_truth_and_every_network(write, tmp_path):
 
 def test_picture_has_networks_of_other_tasks_cells_and_sizes(write, tmp_path):
     other = ["model.strides=[8, 16]", "tasks.det.head.strides=[16]", "data.input_size=[96, 64]"]
-    path = write({"other": STUDENT | {"overrides": other}, "seg": {"config": "seg_only.yaml"}, "both": STUDENT}, pictures=1)
+    path = write(
+        {"other": STUDENT | {"overrides": other}, "seg": {"config": "seg_only.yaml"}, "both": STUDENT},
+        pictures=1,
+    )
     only = yaml.safe_load((tmp_path / "student.yaml").read_text())
     del only["tasks"]["det"]
     (tmp_path / "seg_only.yaml").write_text(yaml.safe_dump(only))
@@ -337,7 +375,10 @@ def test_picture_has_networks_of_other_tasks_cells_and_sizes(write, tmp_path):
 
 
 def test_a_folder_whose_name_would_be_read_as_something_else_is_refused(write, tmp_path):
-    assert study_config.load_study(write({"t": STUDENT}, dir="runs/a b-1.x"))[1]["t"][0].run.dir == "runs/a b-1.x/t"
+    assert (
+        study_config.load_study(write({"t": STUDENT}, dir="runs/a b-1.x"))[1]["t"][0].run.dir
+        == "runs/a b-1.x/t"
+    )
     for folder in ("runs/a #2", "runs/a: b", "{x}", ""):
         with pytest.raises(UserError, match="dir: use letters"):
             study_config.load_study(write({"t": STUDENT}, dir=folder))

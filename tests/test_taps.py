@@ -159,7 +159,9 @@ def test_an_in_place_module_behind_a_tap_is_noticed_and_the_tap_copied_from_then
     assert own.min() < 0
     with tapped as taps:
         net(IMAGES)
-    assert torch.equal(taps["stem"], own.relu())  # written over: what is recorded is not what the module put out
+    assert torch.equal(
+        taps["stem"], own.relu()
+    )  # written over: what is recorded is not what the module put out
     assert tapped.overwritten() == ["stem"] and tapped.copied == {"stem"}
     with tapped as taps:
         net(IMAGES)
@@ -181,7 +183,12 @@ def test_nothing_is_copied_where_nothing_is_written_over():
 
 @pytest.mark.parametrize(
     ("path", "told"),
-    [("neck.p33", "did you mean 'neck.p3'"), ("stemm", "did you mean 'stem'"), ("", "no module ''"), ("zzzzzz", "known: act, ")],
+    [
+        ("neck.p33", "did you mean 'neck.p3'"),
+        ("stemm", "did you mean 'stem'"),
+        ("", "no module ''"),
+        ("zzzzzz", "known: act, "),
+    ],
 )
 def test_a_path_that_is_not_there_is_told_with_the_nearest(path, told):
     with pytest.raises(UserError) as error:
@@ -192,7 +199,12 @@ def test_a_path_that_is_not_there_is_told_with_the_nearest(path, told):
 
 @pytest.mark.parametrize(
     "wrap",
-    [FakeDataParallel, FakeCompiled, lambda n: FakeCompiled(FakeDataParallel(n)), lambda n: FakeDataParallel(FakeCompiled(n))],
+    [
+        FakeDataParallel,
+        FakeCompiled,
+        lambda n: FakeCompiled(FakeDataParallel(n)),
+        lambda n: FakeDataParallel(FakeCompiled(n)),
+    ],
 )
 def test_wrappers_do_not_change_paths(wrap):
     net = Net()
@@ -232,5 +244,7 @@ def test_a_teacher_gives_its_taps_without_gradients():
     assert set(output.taps) == {"neck.p3", "stem"} and set(output.preds) == {"seg"}
     assert not any(t.requires_grad for t in output.taps.values())
     assert hooks(net) == 0
-    with pytest.raises(UserError, match=r"teacher: the network has no module 'nec\.p3'; did you mean 'neck\.p3'\?"):
+    with pytest.raises(
+        UserError, match=r"teacher: the network has no module 'nec\.p3'; did you mean 'neck\.p3'\?"
+    ):
         Teacher(net, {}, torch.device("cpu"), taps=["nec.p3"])

@@ -34,8 +34,8 @@ FACTORY = f"{__name__}:make"
 
 
 class Other(nn.Module):
-    """A network of ours in other hands. form: what it returns; seg, det: which of its classes, in which order; outer: images come
-    as blue, green, red of 0 to 255, less MEAN, by STD."""
+    """A network of ours in other hands. form: what it returns; seg, det: which of its classes, in which
+    order; outer: images come as blue, green, red of 0 to 255, less MEAN, by STD."""
 
     def __init__(self, arch, form="dict", seg=None, det=None, outer=False):
         super().__init__()
@@ -78,7 +78,8 @@ def own(teacher_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(own, tmp_path_factory):
-    """written(source, **how) -> the section of a teacher: the network of ``own`` as ``Other`` in a file of that source."""
+    """written(source, **how) -> the section of a teacher: the network of ``own`` as ``Other`` in a file of
+    that source."""
     folder, done = tmp_path_factory.mktemp("written"), {}
 
     def write(source, form="dict", **how):
@@ -86,7 +87,11 @@ def written(own, tmp_path_factory):
         net = Other(own["arch"], form, **how)
         net.net.load_state_dict(own["model"])
         net.eval().requires_grad_(False)
-        path, images, options = folder / f"{len(done)}.file" if key not in done else done[key], torch.rand(2, 3, 48, 64), {}
+        path, images, options = (
+            folder / f"{len(done)}.file" if key not in done else done[key],
+            torch.rand(2, 3, 48, 64),
+            {},
+        )
         if key in done:
             pass
         elif source == "state_dict":
@@ -109,7 +114,14 @@ def written(own, tmp_path_factory):
         done[key] = path
         if source == "state_dict":
             options = {"factory": FACTORY, "arguments": {"arch": own["arch"], "form": form, **how}}
-        section = {"source": source, "path": str(path), "options": options, "classes": own["classes"], "input": BARE, "amp": "none"}
+        section = {
+            "source": source,
+            "path": str(path),
+            "options": options,
+            "classes": own["classes"],
+            "input": BARE,
+            "amp": "none",
+        }
         return section | ({"trust_pickle": True} if source == "pickle" else {})
 
     return write
@@ -140,7 +152,10 @@ def first_losses(config):
 def losses_of_training(config, read_lines):
     """Of two steps."""
     train(config)
-    return [{k: v for k, v in line.items() if k.startswith("raw/")} for line in read_lines(config.run.dir, "train")]
+    return [
+        {k: v for k, v in line.items() if k.startswith("raw/")}
+        for line in read_lines(config.run.dir, "train")
+    ]
 
 
 def away(found, wanted):
@@ -154,8 +169,8 @@ TERM = {"student": "neck.p3", "loss": "cwd"}
 
 @pytest.fixture(scope="module")
 def from_checkpoint(own, tiny, tmp_path_factory, read_lines):
-    """What the student's losses are with the checkpoint as its teacher: of two steps, with and without a term on features, and of
-    the first by each soft loss."""
+    """What the student's losses are with the checkpoint as its teacher: of two steps, with and without a term
+    on features, and of the first by each soft loss."""
     folder, teacher = tmp_path_factory.mktemp("reference"), {"path": own["path"], "amp": "none"}
     found = {det: first_losses(tiny(folder, teaches(teacher, det))) for det in DET}
     for name, terms in {"steps": {}, "tapped": {"f": TERM}}.items():
@@ -168,7 +183,9 @@ def from_checkpoint(own, tiny, tmp_path_factory, read_lines):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_same_weights_teach_the_same_from_every_file(source, written, from_checkpoint, tiny, tmp_path, read_lines):
+def test_the_same_weights_teach_the_same_from_every_file(
+    source, written, from_checkpoint, tiny, tmp_path, read_lines
+):
     if source == "onnx":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     teacher, tapped = written(source), source in ("state_dict", "pickle")
@@ -189,14 +206,20 @@ INPUT = {"mean": MEAN, "std": STD, "scale": 255, "order": "bgr"}
     [
         ("state_dict", {"form": "output"}, {}),
         ("torchscript", {"form": "tuple"}, {}),
-        ("torchscript", {"form": "tuple"}, {"outputs": {"det": {"at": 0, "form": "cells", "strides": [8, 16]}, "seg": {"at": 1}}}),
+        (
+            "torchscript",
+            {"form": "tuple"},
+            {"outputs": {"det": {"at": 0, "form": "cells", "strides": [8, 16]}, "seg": {"at": 1}}},
+        ),
         ("torchscript", {"outer": True}, {"input": INPUT}),
         ("onnx", {"outer": True}, {"input": INPUT}),
         ("torchscript", ORDER, {}),
         ("state_dict", ORDER, {"map": True}),
     ],
 )
-def test_the_same_weights_in_other_forms_teach_the_same(source, how, section, written, own, from_checkpoint, tiny, tmp_path):
+def test_the_same_weights_in_other_forms_teach_the_same(
+    source, how, section, written, own, from_checkpoint, tiny, tmp_path
+):
     if source == "onnx":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     teacher = {**written(source, **how), **section}
@@ -212,17 +235,33 @@ def test_the_same_weights_in_other_forms_teach_the_same(source, how, section, wr
 def test_a_class_that_a_teacher_lacks(own, written, tiny, tmp_path, caplog):
     """The same as a checkpoint without it, whose heads have one channel less."""
     keep = {"seg": [0, 1, 2, 4, 5, 6, 7, 8, 9, 10], "det": [0, 1, 2, 3, 5]}
-    content = {**checkpoint.load(own["path"], "x"), "arch": copy.deepcopy(own["arch"]), "model": dict(own["model"])}
+    content = {
+        **checkpoint.load(own["path"], "x"),
+        "arch": copy.deepcopy(own["arch"]),
+        "model": dict(own["model"]),
+    }
     content.pop("format")
     names = {task: [own["classes"][task][k] for k in rows] for task, rows in keep.items()}
     for task, rows in keep.items():
         content["arch"]["tasks"][task]["classes"] = names[task]
         for part in ("weight", "bias"):
-            content["model"][f"heads.{task}.classifier.{part}"] = own["model"][f"heads.{task}.classifier.{part}"][rows]
+            content["model"][f"heads.{task}.classifier.{part}"] = own["model"][
+                f"heads.{task}.classifier.{part}"
+            ][rows]
     checkpoint.save(tmp_path / "less.pt", content)
     for det in DET:
-        found = first_losses(tiny(tmp_path, teaches(written("torchscript", **keep) | {"classes": names}, det)))
-        assert away(found, first_losses(tiny(tmp_path, teaches({"path": str(tmp_path / "less.pt"), "amp": "none"}, det)))) < 1e-4
+        found = first_losses(
+            tiny(tmp_path, teaches(written("torchscript", **keep) | {"classes": names}, det))
+        )
+        assert (
+            away(
+                found,
+                first_losses(
+                    tiny(tmp_path, teaches({"path": str(tmp_path / "less.pt"), "amp": "none"}, det))
+                ),
+            )
+            < 1e-4
+        )
     assert "teacher does not know pavement of 'seg': left to the labels" in caplog.text
 
 
@@ -230,7 +269,10 @@ def test_a_class_that_a_teacher_lacks(own, written, tiny, tmp_path, caplog):
 def test_a_class_of_nearly_the_same_name(left_out, own, written, tiny, tmp_path, caplog):
     """It is proposed for the map, unless the map has it already."""
     names = ["Sky-" if name == "sky" else name for name in own["classes"]["seg"]]
-    section = {"classes": {**own["classes"], "seg": names}, "map": {"seg": {"Sky-": None}} if left_out else {}}
+    section = {
+        "classes": {**own["classes"], "seg": names},
+        "map": {"seg": {"Sky-": None}} if left_out else {},
+    }
     ready(tiny(tmp_path, teaches(written("torchscript") | section)))
     assert "teacher does not know sky of 'seg': left to the labels; it has Sky- besides" in caplog.text
     assert ("write teacher.map.seg {Sky-: sky}" in caplog.text) != left_out
@@ -245,7 +287,10 @@ def test_half_precision(written, own, from_checkpoint, tiny, tmp_path):
     torch.onnx.export(
         net.eval(), (torch.rand(2, 3, 48, 64).half(),), path, dynamo=False, input_names=["images"], output_names=["seg", "det"]
     )  # fmt: skip
-    for teacher in (written("onnx") | {"path": str(path)}, written("state_dict") | {"path": str(tmp_path / "half.pt")}):
+    for teacher in (
+        written("onnx") | {"path": str(path)},
+        written("state_dict") | {"path": str(tmp_path / "half.pt")},
+    ):
         found = first_losses(tiny(tmp_path, teaches(teacher)))  # of a fixed batch of 2, given 4
         assert away(found, from_checkpoint["det_soft"]) < 5e-3
 
@@ -276,14 +321,27 @@ def test_segmentation_networks_of_libraries(library, own, tiny, tmp_path):
     torch.manual_seed(0)
     path, count = tmp_path / "net.pt", len(own["classes"]["seg"])
     if library == "smp":
-        net = smp.create_model("Unet", "resnet18", encoder_weights=None, classes=count, encoder_depth=3, decoder_channels=(8, 8, 8))
+        net = smp.create_model(
+            "Unet",
+            "resnet18",
+            encoder_weights=None,
+            classes=count,
+            encoder_depth=3,
+            decoder_channels=(8, 8, 8),
+        )
         net.save_pretrained(tmp_path / "net.pt")
         section, options = {"input": {"size": [48, 64]}}, {}
     else:
         net = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=count)
         torch.save(net.state_dict(), path)
         section, options = {}, {"model": "lraspp_mobilenet_v3_large"}
-    teacher = {"source": library, "path": str(path), "options": options, "classes": {"seg": own["classes"]["seg"]}, "amp": "none"}
+    teacher = {
+        "source": library,
+        "path": str(path),
+        "options": options,
+        "classes": {"seg": own["classes"]["seg"]},
+        "amp": "none",
+    }
     run, _ = ready(tiny(tmp_path / "run", {"tasks.seg": KL, "teacher": {**teacher, **section}}))
     read = lambda said, images: {"seg": said["out"] if library == "torchvision" else said}  # noqa: E731
     found, wanted = losses_directly(run, Normalised(net.eval()), read)
@@ -295,7 +353,13 @@ def ssd(own, tmp_path_factory):
     """A detector with random weights that finds things, and the section of it."""
     torch.manual_seed(0)
     names, limits = own["classes"]["det"], {"score_thresh": 0.05, "detections_per_img": 20}
-    net = get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=len(names) + 1, **limits)
+    net = get_model(
+        "ssdlite320_mobilenet_v3_large",
+        weights=None,
+        weights_backbone=None,
+        num_classes=len(names) + 1,
+        **limits,
+    )
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if "classification_head" in name and name.endswith("1.weight"):
@@ -303,7 +367,13 @@ def ssd(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("ssd") / "ssd.pt"
     torch.save(net.state_dict(), path)
     options = {"model": "ssdlite320_mobilenet_v3_large", "arguments": limits}
-    return net.eval(), {"source": "torchvision", "path": str(path), "options": options, "classes": {"det": names}, "amp": "none"}
+    return net.eval(), {
+        "source": "torchvision",
+        "path": str(path),
+        "options": options,
+        "classes": {"det": names},
+        "amp": "none",
+    }
 
 
 def only_det(teacher, det):
@@ -339,7 +409,8 @@ def test_every_anchor_of_a_detector(ssd, tiny, tmp_path):
 
 
 class Yolo(nn.Module):
-    """What a network of ours finds, as [B,4+C,A] or [B,A,4+C] of centres and sizes, with a second, less sure anchor a cell."""
+    """What a network of ours finds, as [B,4+C,A] or [B,A,4+C] of centres and sizes, with a second, less sure
+    anchor a cell."""
 
     def __init__(self, net, transposed):
         super().__init__()
@@ -363,11 +434,20 @@ def test_predictions_of_the_yolo_family(transposed, own, tiny, tmp_path):
     yolo, path = Yolo(net, transposed).eval(), tmp_path / "yolo.pt"
     torch.jit.trace(yolo, torch.rand(2, 3, 48, 64), strict=False).save(path)
     form = {"form": "predictions", "strides": [8, 16], "anchors": 2, "transposed": transposed}
-    teacher = {"source": "torchscript", "path": str(path), "classes": {"det": own["classes"]["det"]}, "input": BARE, "amp": "none"}
+    teacher = {
+        "source": "torchscript",
+        "path": str(path),
+        "classes": {"det": own["classes"]["det"]},
+        "input": BARE,
+        "amp": "none",
+    }
     teacher["outputs"] = {"det": form}
     ours, _ = ready(tiny(tmp_path, only_det({"path": own["path"], "amp": "none"}, "det_soft")))
     batch = ours.first_batch().to(ours.device)
-    said = [ready(tiny(tmp_path, only_det(t, "det_soft")))[0].teachers(batch).preds["det"] for t in (teacher, ours.config.teacher)]
+    said = [
+        ready(tiny(tmp_path, only_det(t, "det_soft")))[0].teachers(batch).preds["det"]
+        for t in (teacher, ours.config.teacher)
+    ]
     decoded = [decode_boxes(p, yolo.centres, yolo.scales) for p in said]
     torch.testing.assert_close(decoded[0], decoded[1], rtol=0, atol=0.01)
     scores = [p[..., 4:5].sigmoid() * p[..., 5:].sigmoid() for p in said]
@@ -382,7 +462,9 @@ def test_predictions_of_the_yolo_family(transposed, own, tiny, tmp_path):
 @pytest.mark.parametrize("size", [[96, 160], [48, 96], [32, 48]])
 def test_a_teacher_with_an_input_of_its_own(size, written, own, tiny, tmp_path):
     found, wanted = (
-        first_losses(tiny(tmp_path, teaches({**teacher, "input": {**teacher.get("input", {}), "size": size}})))
+        first_losses(
+            tiny(tmp_path, teaches({**teacher, "input": {**teacher.get("input", {}), "size": size}}))
+        )
         for teacher in (written("state_dict"), {"path": own["path"], "amp": "none"})
     )
     assert away(found, wanted) < 1e-4
@@ -390,12 +472,19 @@ def test_a_teacher_with_an_input_of_its_own(size, written, own, tiny, tmp_path):
 
 def test_several_teachers(written, from_checkpoint, tiny, tmp_path):
     a, b = written("torchscript"), written("state_dict")
-    for teachers in ({"a": {**a, "tasks": ["seg"]}, "b": {**b, "tasks": ["det"]}}, {"a": {**a, "tasks": ["seg"]}, "b": b}):
+    for teachers in (
+        {"a": {**a, "tasks": ["seg"]}, "b": {**b, "tasks": ["det"]}},
+        {"a": {**a, "tasks": ["seg"]}, "b": b},
+    ):
         changes = {k: v for k, v in teaches(None).items() if k != "teacher"} | {"teachers": teachers}
         assert away(first_losses(tiny(tmp_path, changes)), from_checkpoint["det_soft"]) < 1e-4
     terms = {"distill": {"f": {**TERM, "teacher": "net.neck.p3", "of": "b"}}, **SHORT, "train.check": True}
     assert train(tiny(tmp_path / "run", {**changes, **terms})) is not None
-    alone = {**changes, "teachers": {"b": b}, "distill": terms["distill"]}  # one of `teachers`, named all the same
+    alone = {
+        **changes,
+        "teachers": {"b": b},
+        "distill": terms["distill"],
+    }  # one of `teachers`, named all the same
     assert "distill.f" in first_losses(tiny(tmp_path, alone))
 
 
@@ -411,8 +500,17 @@ class Features(nn.Module):
 def test_a_teacher_for_its_features_alone(tiny, tmp_path, tool, raw):
     torch.manual_seed(0)
     torch.save(Features().state_dict(), tmp_path / "net.pt")
-    teacher = {"source": "state_dict", "path": str(tmp_path / "net.pt"), "options": {"factory": f"{__name__}:Features"}}
-    changes = {"teacher": teacher, "distill": {"f": {**TERM, "teacher": "body"}}, **SHORT, "train.check": True}
+    teacher = {
+        "source": "state_dict",
+        "path": str(tmp_path / "net.pt"),
+        "options": {"factory": f"{__name__}:Features"},
+    }
+    changes = {
+        "teacher": teacher,
+        "distill": {"f": {**TERM, "teacher": "body"}},
+        **SHORT,
+        "train.check": True,
+    }
     assert train(tiny(tmp_path / "run", changes)) is not None
 
 
@@ -421,17 +519,25 @@ def test_resumed_with_teachers_from_elsewhere(written, own, tiny, tmp_path, same
     if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx"):
         onnx = written("onnx")
     teachers = {}
-    for name, section in {"a": {**onnx, "tasks": ["seg"]}, "b": {**written("state_dict"), "tasks": ["det"]}}.items():
+    for name, section in {
+        "a": {**onnx, "tasks": ["seg"]},
+        "b": {**written("state_dict"), "tasks": ["det"]},
+    }.items():
         shutil.copy(section["path"], tmp_path / name)
         teachers[name] = {**section, "path": str(tmp_path / name)}
-    changes = {k: v for k, v in teaches(None).items() if k != "teacher"} | {"teachers": teachers, "eval.pictures": 0}
+    changes = {k: v for k, v in teaches(None).items() if k != "teacher"} | {
+        "teachers": teachers,
+        "eval.pictures": 0,
+    }
     changes |= {"train.steps": 4, "train.eval_every": 2, "eval.images": 1}
     whole, broken = tiny(tmp_path / "whole", changes), tiny(tmp_path / "broken", changes)
     assert train(whole) and train(broken, judge=lambda step, metrics: True) is None
     state = torch.load(tmp_path / "b", weights_only=True)
     state["model"]["net.heads.det.box.bias"] += 1e-3
     torch.save(state, tmp_path / "other.pt")
-    others = {"b": tmp_path / "other.pt"} | ({"a": written("onnx", outer=True)["path"]} if onnx["source"] == "onnx" else {})
+    others = {"b": tmp_path / "other.pt"} | (
+        {"a": written("onnx", outer=True)["path"]} if onnx["source"] == "onnx" else {}
+    )
     for name, content in others.items():
         kept = (tmp_path / name).read_bytes()
         shutil.copy(content, tmp_path / name)
@@ -439,7 +545,13 @@ def test_resumed_with_teachers_from_elsewhere(written, own, tiny, tmp_path, same
             train(broken, resume=True)
         (tmp_path / name).write_bytes(kept)
     with pytest.raises(UserError, match="--resume: the config is not the run's: teachers.a.amp"):
-        train(tiny(tmp_path / "broken", {**changes, "teachers": {**teachers, "a": {**teachers["a"], "amp": "bf16"}}}), resume=True)
+        train(
+            tiny(
+                tmp_path / "broken",
+                {**changes, "teachers": {**teachers, "a": {**teachers["a"], "amp": "bf16"}}},
+            ),
+            resume=True,
+        )
     assert train(broken, resume=True)
     a, b = (checkpoint.load(folder / "last.pt", "x") for folder in (tmp_path / "whole", tmp_path / "broken"))
     same_weights(a["model"], b["model"])
@@ -448,7 +560,10 @@ def test_resumed_with_teachers_from_elsewhere(written, own, tiny, tmp_path, same
 
 
 def test_the_check_tells_of_every_teacher(written, raw, tmp_path, tool):
-    teachers = {"paper": {**written("torchscript"), "tasks": ["seg"], "floor": {"seg": 0}}, "lab": written("state_dict")}
+    teachers = {
+        "paper": {**written("torchscript"), "tasks": ["seg"], "floor": {"seg": 0}},
+        "lab": written("state_dict"),
+    }
     teachers["lab"]["map"] = {"seg": {"sky": None}, "det": {"bus": "car"}}
     changes = {k: v for k, v in teaches(None).items() if k != "teacher"} | {"teachers": teachers}
     changes |= {"distill": {"f": {**TERM, "teacher": "net.neck.p3", "of": "lab"}}}
@@ -457,7 +572,8 @@ def test_the_check_tells_of_every_teacher(written, raw, tmp_path, tool):
     assert status == 0, out + err
     for line in (
         "pass  classes of seg, paper         11, the same names in the same order",
-        "look  classes of seg, lab           10 of 11 are known to the teacher; left to the labels: sky; of no use here: sky",
+        "look  classes of seg, lab           10 of 11 are known to the teacher; left to the labels: sky; of "
+        "no use here: sky",
         "look  classes of det, lab           5 of 6 are known to the teacher; left to the labels: bus",
         "pass  teacher paper in eval", "pass  teacher lab frozen", "pass  paper's seg ", "pass  lab's det ",
         "and teacher lab:net.neck.p3 [4, 16, 6, 8]",
@@ -473,7 +589,9 @@ def test_pictures_of_a_teachers_predictions(written, tiny, tmp_path):
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0})
     board.Reload()
     drawn = [tag for tag in board.Tags()["images"] if tag.startswith("teacher on unlabelled")]
-    assert len(drawn) == 2 and all(event.step == 0 and event.width > 0 for tag in drawn for event in board.Images(tag))
+    assert len(drawn) == 2 and all(
+        event.step == 0 and event.width > 0 for tag in drawn for event in board.Images(tag)
+    )
 
 
 # --- careless and hostile users
@@ -497,19 +615,29 @@ OPTIONS = {
 def test_a_pickle_runs_as_nobodys_teacher(source, own, tiny, tmp_path):
     if source == "onnx":
         pytest.importorskip("onnxruntime")
-    marker, paths = tmp_path / "it_ran", [tmp_path / name for name in ("saved.pt", "legacy.pt", "plain.pkl", "within.pt")]
+    marker, paths = (
+        tmp_path / "it_ran",
+        [tmp_path / name for name in ("saved.pt", "legacy.pt", "plain.pkl", "within.pt")],
+    )
     torch.save(Evil(marker), paths[0])
     torch.save(Evil(marker), paths[1], _use_new_zipfile_serialization=False)
     paths[2].write_bytes(pickle.dumps(Evil(marker)))
     torch.save({"format": checkpoint.FORMAT, "arch": own["arch"], "model": Evil(marker)}, paths[3])
     for path in paths:
-        teacher = {"source": source, "path": str(path), "options": OPTIONS.get(source, {}), "classes": own["classes"]}
+        teacher = {
+            "source": source,
+            "path": str(path),
+            "options": OPTIONS.get(source, {}),
+            "classes": own["classes"],
+        }
         if source == "checkpoint":
             teacher = {"path": str(path)}
         with pytest.raises(UserError) as error:
             train(tiny(tmp_path / "run", teaches(teacher)))
         told = str(error.value)
-        assert told.startswith("teacher.trust_pickle: " if source == "pickle" and "plain" not in path.name else "teacher.path: ")
+        assert told.startswith(
+            "teacher.trust_pickle: " if source == "pickle" and "plain" not in path.name else "teacher.path: "
+        )
         assert str(path) in told and not marker.exists() and not (tmp_path / "run").exists()
 
 
@@ -655,7 +783,10 @@ def test_probabilities_are_told_from_logits(sums_to_one, wrong, right, said, amp
         "classes": {"seg": own["classes"]["seg"]},
         "amp": amp,
     }
-    configs = [tiny(tmp_path, {"tasks.seg": KL, "teacher": {**teacher, "outputs": {"seg": {"form": f}}}}) for f in (wrong, right)]
+    configs = [
+        tiny(tmp_path, {"tasks.seg": KL, "teacher": {**teacher, "outputs": {"seg": {"form": f}}}})
+        for f in (wrong, right)
+    ]
     with pytest.raises(UserError) as error:
         ready(configs[0])
     assert str(error.value).startswith(said)
@@ -679,7 +810,7 @@ def test_sections_of_teachers(written, own, raw, tmp_path, monkeypatch):
         ({"teachers": {"a": good, "y": good}, **term}, "x: distill.f.of: no teacher 'x'; known: a, y"),
         ({"teacher": good, **term}, "x: distill.f.of: no teacher 'x'; there is only one; leave it out"),
         ({"teacher": good, "distill": {"f": TERM}}, "distill.f.teacher: modules of a teacher from 'torchscript' cannot be tapped"),
-        ({"teacher": {"path": good["path"]}}, "teacher.path: " + good["path"] + " is no checkpoint of ours: it seems"),
+        ({"teacher": {"path": good["path"]}}, "teacher.path: " + good["path"] + " is no checkpoint of this package: it seems"),
         ({"teacher": inside}, f"teacher.path: {inside['path']} lies in run.dir"),
         ({"teacher": {**written("state_dict"), "options": {"factory": FACTORY, "key": 3}}}, "teacher.options.key: "),
     ):  # fmt: skip
@@ -688,7 +819,10 @@ def test_sections_of_teachers(written, own, raw, tmp_path, monkeypatch):
         assert str(error.value).startswith(said), str(error.value)
     monkeypatch.setenv("TEACHERS", str(Path(good["path"]).parent))
     config = configs.parse(
-        raw(tmp_path / "run", {**taught, "teacher": {**good, "path": "$TEACHERS/" + Path(good["path"]).name}}), "x"
+        raw(
+            tmp_path / "run", {**taught, "teacher": {**good, "path": "$TEACHERS/" + Path(good["path"]).name}}
+        ),
+        "x",
     )
     assert config.teacher.path == good["path"]
 
@@ -699,6 +833,11 @@ def test_archives_that_unpack_to_more_than_they_are(own, tiny, tmp_path):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("a/constants.pkl" if source == "torchscript" else "a/data.pkl", b"")
             archive.writestr(f"a/{member}", bytes(2**24))
-        teacher = {"source": source, "path": str(path), "options": OPTIONS.get(source, {}), "classes": own["classes"]}
+        teacher = {
+            "source": source,
+            "path": str(path),
+            "options": OPTIONS.get(source, {}),
+            "classes": own["classes"],
+        }
         with pytest.raises(UserError, match="teacher.path: .* would be 16 MB unpacked"):
             ready(tiny(tmp_path, teaches(teacher)))

@@ -45,7 +45,12 @@ class Fixed(nn.Module):
     def forward(self, images):
         self.shown = images
         self.tapped(images + self.bias)
-        return ModelOutput({k: p + self.bias.to(p.dtype) if isinstance(p, torch.Tensor) else p for k, p in self.preds.items()})
+        return ModelOutput(
+            {
+                k: p + self.bias.to(p.dtype) if isinstance(p, torch.Tensor) else p
+                for k, p in self.preds.items()
+            }
+        )
 
 
 def teacher(size=None, strides=STRIDES, mappings=None, taps=(), **preds):
@@ -188,7 +193,10 @@ def test_the_same_strides_of_a_larger_input_are_other_cells():
 
 def test_predictions_of_a_detector_from_elsewhere_are_brought_by_location():
     dense = DensePredictions(
-        torch.tensor([[[8.0, 8, 24, 16]]]), torch.tensor([[[0.1, 0.6]]]), torch.tensor([[20.0, 20]]), torch.tensor([16.0])
+        torch.tensor([[[8.0, 8, 24, 16]]]),
+        torch.tensor([[[0.1, 0.6]]]),
+        torch.tensor([[20.0, 20]]),
+        torch.tensor([16.0]),
     )
     output = teachers("det", teacher((48, 80), det=dense))(batch(1))
     # anchor point (10, 10) of stride 8: row 1, column 1; box (4, 4, 12, 8)
@@ -210,12 +218,18 @@ def test_cells_as_detections_are_decoded_in_the_students_pixels():
     for i in range(2):
         cell, kind = (scores[i] > 0.01).nonzero(as_tuple=True)
         keep = batched_nms(boxes[i, cell], scores[i, cell, kind], kind, 0.6)
-        keep = keep[(boxes[i, cell][keep, 2:] > boxes[i, cell][keep, :2]).all(1)]  # the others lie outside the image
+        keep = keep[
+            (boxes[i, cell][keep, 2:] > boxes[i, cell][keep, :2]).all(1)
+        ]  # the others lie outside the image
         there = same.classes[i] >= 0
         assert torch.allclose(same.scores[i][there], scores[i, cell, kind][keep])
-        assert torch.allclose(same.boxes[i][there], boxes[i, cell][keep]) and torch.equal(same.classes[i][there], kind[keep])
+        assert torch.allclose(same.boxes[i][there], boxes[i, cell][keep]) and torch.equal(
+            same.classes[i][there], kind[keep]
+        )
         assert same.scores[i][~there].eq(0).all()
-    assert torch.allclose(wide.scores, same.scores, atol=1e-6) and torch.allclose(wide.boxes, same.boxes, atol=1e-3)
+    assert torch.allclose(wide.scores, same.scores, atol=1e-6) and torch.allclose(
+        wide.boxes, same.boxes, atol=1e-3
+    )
 
 
 def test_finished_detections_are_moved_to_the_students_classes_and_pixels():
@@ -279,7 +293,9 @@ def test_one_ignores_a_pixel_and_the_other_does_not():
     alone = second.softmax(1).movedim(1, -1)[ignored]
     assert torch.allclose(output.preds["seg"].softmax(1).movedim(1, -1)[ignored], alone, atol=1e-5)
     p = first[:, :2].softmax(1)
-    mean = torch.stack([p[:, 0] + second.softmax(1)[:, 0], p[:, 1] + second.softmax(1)[:, 1], 2 * second.softmax(1)[:, 2]], 1)
+    mean = torch.stack(
+        [p[:, 0] + second.softmax(1)[:, 0], p[:, 1] + second.softmax(1)[:, 1], 2 * second.softmax(1)[:, 2]], 1
+    )
     mean = mean / mean.sum(1, keepdim=True)
     assert torch.allclose(
         output.preds["seg"].softmax(1).movedim(1, -1)[~ignored], mean.movedim(1, -1)[~ignored], atol=1e-5
@@ -352,7 +368,10 @@ def test_two_teachers_of_a_kind_that_cannot_average_are_refused_by_name(monkeypa
 
 
 def test_taps_have_the_teachers_name_where_there_are_several():
-    a, b = teacher(det=random(1, COUNT, 7), taps=["tapped"]), teacher((48, 80), (16, 32), det=random(1, COUNT, 7), taps=["tapped"])
+    a, b = (
+        teacher(det=random(1, COUNT, 7), taps=["tapped"]),
+        teacher((48, 80), (16, 32), det=random(1, COUNT, 7), taps=["tapped"]),
+    )
     one, two = teachers("det", a), teachers("det", a, b)
     assert set(one(batch(1)).taps) == {"tapped"} and one.tap("tapped") == (a, "tapped")
     output = two(batch(1))
@@ -360,7 +379,11 @@ def test_taps_have_the_teachers_name_where_there_are_several():
         "t0:tapped": SIZE,
         "t1:tapped": (48, 80),
     }
-    assert two.tap("t1:tapped") == (b, "tapped") and two.tap_name("t0", "x") == "t0:x" and one.tap_name("t0", "x") == "x"
+    assert (
+        two.tap("t1:tapped") == (b, "tapped")
+        and two.tap_name("t0", "x") == "t0:x"
+        and one.tap_name("t0", "x") == "x"
+    )
     assert not any(t.requires_grad for t in output.taps.values())
 
 

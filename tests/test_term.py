@@ -112,7 +112,9 @@ def test_what_shrinks_is_averaged_and_what_grows_is_bilinear():
     assert torch.allclose(averaged, by_hand, atol=1e-6)
     grown = resized(x, small, "student")[1]
     assert torch.equal(grown, F.interpolate(small, size=(4, 4), mode="bilinear", align_corners=False))
-    assert torch.allclose(resized(x, torch.full((1, 2, 2, 2), 3.0), "student")[1], torch.full((1, 2, 4, 4), 3.0))
+    assert torch.allclose(
+        resized(x, torch.full((1, 2, 2, 2), 3.0), "student")[1], torch.full((1, 2, 4, 4), 3.0)
+    )
 
 
 # --- the term
@@ -129,7 +131,11 @@ def test_a_term_is_its_loss_between_aligned_and_resized_maps():
     aligned = torch.einsum("oi,bihw->bohw", term.align.weight[:, :, 0, 0], student)
     expected = (F.avg_pool2d(aligned, 2) - teacher).square().mean()
     assert term(student, teacher, SIZE).item() == pytest.approx(expected.item(), rel=1e-5)
-    expected = (aligned - F.interpolate(teacher, size=(12, 16), mode="bilinear", align_corners=False)).square().mean()
+    expected = (
+        (aligned - F.interpolate(teacher, size=(12, 16), mode="bilinear", align_corners=False))
+        .square()
+        .mean()
+    )
     assert mse_term(size="student")(student, teacher, SIZE).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -147,7 +153,10 @@ def test_a_term_compares_tokens_with_maps():
 def test_the_teachers_side_gets_no_gradient(loss, size):
     made = loss(4) if loss.learns else loss()
     term = Term("a", "b", made, (3, 4), norm=loss is CWD, size=size)
-    student, teacher = random(2, 3, 12, 16, seed=1).requires_grad_(), random(2, 4, 6, 8, seed=2).requires_grad_()
+    student, teacher = (
+        random(2, 3, 12, 16, seed=1).requires_grad_(),
+        random(2, 4, 6, 8, seed=2).requires_grad_(),
+    )
     term(student, teacher, SIZE).backward()
     assert teacher.grad is None
     assert student.grad.ne(0).any() and all(p.grad.ne(0).any() for p in term.parameters())
@@ -155,7 +164,10 @@ def test_the_teachers_side_gets_no_gradient(loss, size):
 
 def test_the_teachers_side_of_a_prediction_gets_no_gradient():
     term = Term("heads.seg", "heads.seg", KL(), None, align=False, task="seg")
-    student, teacher = random(2, 3, 6, 8, seed=1).requires_grad_(), random(2, 3, 6, 8, seed=2).requires_grad_()
+    student, teacher = (
+        random(2, 3, 6, 8, seed=1).requires_grad_(),
+        random(2, 3, 6, 8, seed=2).requires_grad_(),
+    )
     value = term(student, teacher, SIZE)
     value.backward()
     assert value.item() == pytest.approx(KL()(student, teacher).item())

@@ -34,7 +34,14 @@ def test_train_then_eval(put, tool, tmp_path):
 
     figures = tmp_path / "deep/er/figures.json"
     status, out, _ = tool(
-        "eval", "--config", config, "--checkpoint", tmp_path / "run/best.pt", "--json", figures, "eval.batch_size=2"
+        "eval",
+        "--config",
+        config,
+        "--checkpoint",
+        tmp_path / "run/best.pt",
+        "--json",
+        figures,
+        "eval.batch_size=2",
     )
     assert status == 0 and "mIoU" in out and "mAP50" in out
     found = json.loads(figures.read_text())
@@ -45,7 +52,10 @@ def test_train_then_eval(put, tool, tmp_path):
         f"{k}_{s}" for k in ("mAP", "AR") for s in sizes
     }
     classes = checkpoint.load(tmp_path / "run/best.pt", "x")["arch"]["tasks"]
-    assert list(found["seg"]["IoU"]) == classes["seg"]["classes"] and list(found["det"]["AP"]) == classes["det"]["classes"]
+    assert (
+        list(found["seg"]["IoU"]) == classes["seg"]["classes"]
+        and list(found["det"]["AP"]) == classes["det"]["classes"]
+    )
     trained = json.loads((tmp_path / "run/metrics.json").read_text())
     assert trained["images"] == 5 and set(trained) == set(found)
     assert trained["seg"]["mIoU"] == pytest.approx(found["seg"]["mIoU"], abs=0.05)  # batches of another size
@@ -76,9 +86,15 @@ def test_train_tells_faults_in_a_line_and_exits_with_2(put, tool, tmp_path, argu
 
 
 def test_train_stops_on_a_loss_that_is_not_finite(put, tool, tmp_path):
-    config = put("cfg.yaml", tmp_path / "run", {"train.optimizer": {"name": "sgd", "lr": 1e30, "warmup": 0}, "train.clip": 0})
+    config = put(
+        "cfg.yaml",
+        tmp_path / "run",
+        {"train.optimizer": {"name": "sgd", "lr": 1e30, "warmup": 0}, "train.clip": 0},
+    )
     status, _, err = tool("train", "--config", config)
-    assert status == 2 and "error: step 2: the loss" in err and "is not finite" in err and "Traceback" not in err
+    assert (
+        status == 2 and "error: step 2: the loss" in err and "is not finite" in err and "Traceback" not in err
+    )
 
 
 def test_a_config_that_is_not_there(tool, tmp_path):
@@ -94,10 +110,16 @@ def test_eval_tells_faults_and_exits_with_2(put, tool, tmp_path, teacher_run):
     torch.save({"w": torch.zeros(1)}, tmp_path / "other.pt")
     status, _, err = tool("eval", "--config", config, "--checkpoint", tmp_path / "other.pt")
     assert status == 2 and "is not a checkpoint written by tools/train.py" in err
-    status, _, err = tool("eval", "--config", config, "--checkpoint", teacher_run / "best.pt", "data.val.cuont=3")
+    status, _, err = tool(
+        "eval", "--config", config, "--checkpoint", teacher_run / "best.pt", "data.val.cuont=3"
+    )
     assert status == 2 and "data.val.cuont: no such option; did you mean 'count'?" in err
-    status, _, err = tool("eval", "--config", config, "--checkpoint", tmp_path / "none.pt", "--json", tmp_path)
-    assert status == 2 and f"--json: {tmp_path} is a folder; name a file in it" in err  # before anything is evaluated
+    status, _, err = tool(
+        "eval", "--config", config, "--checkpoint", tmp_path / "none.pt", "--json", tmp_path
+    )
+    assert (
+        status == 2 and f"--json: {tmp_path} is a folder; name a file in it" in err
+    )  # before anything is evaluated
     assert "Traceback" not in err
 
 
@@ -144,7 +166,11 @@ def test_a_torchvision_of_another_torch_is_explained(broken_torchvision, put, to
     config = put("cfg.yaml", tmp_path / "run")
     broken_torchvision(error)
     status, _, err = tool("train", "--config", config)
-    assert status == 2 and "torch and torchvision do not match" in err and "pip install --force-reinstall torch torchvision" in err
+    assert (
+        status == 2
+        and "torch and torchvision do not match" in err
+        and "pip install --force-reinstall torch torchvision" in err
+    )
     assert f"torchvision says: {str(error).splitlines()[0]}" in err and "Traceback" not in err
 
 
@@ -161,9 +187,13 @@ def test_a_torchvision_that_is_not_installed(broken_torchvision):
 def demo_study(raw, tmp_path_factory):
     """A study of three networks, like the one that is shipped, of seconds."""
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "student.yaml").write_text(yaml.safe_dump(raw("unused", SCHEDULE), sort_keys=False), encoding="utf-8")
+    (folder / "student.yaml").write_text(
+        yaml.safe_dump(raw("unused", SCHEDULE), sort_keys=False), encoding="utf-8"
+    )
     soft = {"seg": {"alpha": 0.5, "soft": {"loss": "kl"}}, "det": {"alpha": 0.5, "soft": {"loss": "det_mse"}}}
-    (folder / "taught.yaml").write_text(yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": {"path": "unset"}}))
+    (folder / "taught.yaml").write_text(
+        yaml.safe_dump({"base": "student.yaml", "tasks": soft, "teacher": {"path": "unset"}})
+    )
     plans = {
         "teacher": {"config": "student.yaml", "overrides": ["model.width=16"]},
         "scratch": {"config": "student.yaml", "overrides": ["data.labelled=4", "data.unlabelled=false"]},
@@ -197,10 +227,15 @@ def test_demo(demo_study, tool):
     assert [summary[n]["labelled_images"] for n in ("teacher", "scratch", "distilled")] == [12, 4, 4]
     assert summary["scratch"]["params"] == summary["distilled"]["params"] < summary["teacher"]["params"]
     seconds = summary["seconds"]
-    assert set(seconds) == {"teacher", "scratch", "distilled", "total"} and all(s >= 0 for s in seconds.values())
+    assert set(seconds) == {"teacher", "scratch", "distilled", "total"} and all(
+        s >= 0 for s in seconds.values()
+    )
     assert "distilled saw 4 labelled and 8 unlabelled images" in out and "distilled - scratch" in out
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert "Tiny" in (folder / "results.md").read_text() and len(json.loads((folder / "results.json").read_text())["rows"]) == 3
+    assert (
+        "Tiny" in (folder / "results.md").read_text()
+        and len(json.loads((folder / "results.json").read_text())["rows"]) == 3
+    )
 
 
 def test_demo_again_trains_nothing(demo_study, tool, monkeypatch):
@@ -224,7 +259,11 @@ def test_demo_of_a_faulty_study_trains_nothing(demo_study, tool, tmp_path):
     plan["runs"]["distilled"]["overrides"].append("tasks.seg.soft.loss=kll")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     status, _, err = tool("demo", "--study", tmp_path / "study.yaml")
-    assert status == 2 and "unknown soft loss 'kll'; did you mean 'kl'?" in err and not (tmp_path / "out").exists()
+    assert (
+        status == 2
+        and "unknown soft loss 'kll'; did you mean 'kl'?" in err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_signal_ends_the_demo_with_130(demo_study, tool, monkeypatch):

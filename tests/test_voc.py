@@ -21,7 +21,10 @@ CAR, DOG, PERSON = (CLASSES.index(name) for name in ("car", "dog", "person"))
 
 
 def thing(name: str, *corners: object, difficult: str = "<difficult>0</difficult>") -> str:
-    box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True))
+    box = "".join(
+        f"<{tag}>{value}</{tag}>"
+        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
     return f"<object>\n<name>{name}</name><pose>Left</pose>{difficult}\n<bndbox>\n{box}</bndbox>\n</object>\n"
 
 
@@ -33,7 +36,13 @@ class Kit:
 
     def __init__(self, root: Path):
         self.root = root
-        for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
+        for folder in (
+            "JPEGImages",
+            "Annotations",
+            "SegmentationClass",
+            "ImageSets/Main",
+            "ImageSets/Segmentation",
+        ):
             (root / folder).mkdir(parents=True)
         for key in "123":
             Image.new("RGB", (WIDTH, HEIGHT), (int(key), 0, 0)).save(root / "JPEGImages" / f"{key}.jpg")
@@ -72,7 +81,9 @@ def kit(tmp_path: Path) -> Kit:
 
 def test_registered_with_its_options():
     assert LAYOUTS.get("voc", "data") is Voc
-    LAYOUTS.check("voc", {"root": "a", "split": "Main/train", "one_based": False, "difficult": "drop"}, "data")
+    LAYOUTS.check(
+        "voc", {"root": "a", "split": "Main/train", "one_based": False, "difficult": "drop"}, "data"
+    )
     with begins("data", "root"):
         LAYOUTS.check("voc", {}, "data")
 
@@ -111,7 +122,9 @@ def test_not_labelled_is_not_empty(kit):
 
 def test_masks_give_palette_indices_and_void(kit):
     mask = kit.open().read(2).labels["seg"]
-    assert mask.dtype == np.uint8 and mask[2, :4].tolist() == [12, 20, IGNORE, 0] and mask.sum() == 12 + 20 + 255
+    assert (
+        mask.dtype == np.uint8 and mask[2, :4].tolist() == [12, 20, IGNORE, 0] and mask.sum() == 12 + 20 + 255
+    )
     with begins("mask", "3.png", "index 12", "0 to 1", "`seg_classes`"):
         kit.open(seg_classes=["background", "dog"]).read(2)
 
@@ -139,7 +152,10 @@ def test_bad_boxes_are_dropped_and_counted(kit):
     kit.xml("1", thing("dog", 5, 5, 4, 8) + thing("dog", 20, 1, 30, 8) + thing("dog", 10, 7, 40, 40))
     data = kit.open()
     assert data.read(0).labels["det"].boxes.tolist() == [[9, 6, 12, 8]]
-    assert data.faults == {"boxes of zero or negative size (dropped)": 1, "boxes outside the image (dropped)": 1}
+    assert data.faults == {
+        "boxes of zero or negative size (dropped)": 1,
+        "boxes outside the image (dropped)": 1,
+    }
 
 
 @pytest.mark.parametrize("size", ["", "<size/>", "<size><width>0</width><height>0</height></size>"])
@@ -374,7 +390,12 @@ def test_files_of_voc_2012(real):
 def test_files_of_labelme(real):
     names = "class_names.txt"
     data = Voc(root=str(real("samples/voc_labelme")), det_classes=names, seg_classes=names, one_based=False)
-    assert len(data) == 3 and not data.faults and len(data.classes["det"]) == 20 and len(data.classes["seg"]) == 21
+    assert (
+        len(data) == 3
+        and not data.faults
+        and len(data.classes["det"]) == 20
+        and len(data.classes["seg"]) == 21
+    )
     bus = data.read(2)
     assert [data.classes["det"][c] for c in bus.labels["det"].classes] == ["bus", "bus", "car"]
     for box, c in zip(bus.labels["det"].boxes.astype(int), bus.labels["det"].classes, strict=True):

@@ -21,11 +21,17 @@ SMALL = "0 .3 .4 .4 .4 .4 .6 .3 .6"  # class 0, x 6 to 8, y 4 to 6
 
 
 class Folder:
-    """A YOLO set under ``root`` that a test bends before ``open``. a: two boxes, b: an empty file, c: no file."""
+    """A YOLO set under ``root`` that a test bends before ``open``. a: two boxes, b: an empty file, c: no
+    file."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.yaml: object = {"path": ".", "train": "images/train", "val": "images/train", "names": ["dog", "cat", "cow"]}
+        self.yaml: object = {
+            "path": ".",
+            "train": "images/train",
+            "val": "images/train",
+            "names": ["dog", "cat", "cow"],
+        }
         for name in "abc":
             self.image(f"images/train/{name}.png")
         self.labels("a", "2 .5 .5 .2 .4", "0 .1 .2 .1 .2")
@@ -118,7 +124,14 @@ def test_doubtful_objects_are_counted(folder):
 
 def test_images_are_turned_upright(folder):
     """Stored as 20x10 and shown as 10x20, with the stored top left corner at the top right."""
-    for orientation, corner in ((1, (0, 0)), (3, (9, 19)), (6, (0, 9)), (8, (19, 0)), (5, (0, 0)), (99, (0, 0))):
+    for orientation, corner in (
+        (1, (0, 0)),
+        (3, (9, 19)),
+        (6, (0, 9)),
+        (8, (19, 0)),
+        (5, (0, 0)),
+        (99, (0, 0)),
+    ):
         exif = Image.Exif()
         exif[0x0112] = orientation
         image = Image.new("RGB", (WIDTH, HEIGHT))
@@ -267,11 +280,21 @@ def test_lists_of_images(folder):
     folder.image("images/train/sub/e.jpg")
     folder.labels("e", "0 .5 .5 .2 .4", folder="labels/train/sub")
     (folder.root / "lists").mkdir()
-    lines = ["images/train/a.png", "", "images/train/b.png", str(folder.root / "images/train/sub/e.jpg"), "notes.md"]
+    lines = [
+        "images/train/a.png",
+        "",
+        "images/train/b.png",
+        str(folder.root / "images/train/sub/e.jpg"),
+        "notes.md",
+    ]
     (folder.root / "lists" / "train.txt").write_text("\n".join(lines))
     folder.yaml["train"] = "lists/train.txt"
     data = folder.open()
-    assert [data.name(i) for i in range(3)] == ["images/train/a.png", "images/train/b.png", "images/train/sub/e.jpg"]
+    assert [data.name(i) for i in range(3)] == [
+        "images/train/a.png",
+        "images/train/b.png",
+        "images/train/sub/e.jpg",
+    ]
     assert [len(data.read(i).labels["det"].boxes) for i in range(3)] == [2, 0, 1]
     assert data.faults == {"lines of a list of images that name none (passed over)": 1}
     (folder.root / "train.txt").write_text("./images/train/a.png\n./images/train/z.png\n")
@@ -375,7 +398,9 @@ def test_damaged_images_are_named(folder):
 def test_boxes_and_polygons_of_the_same_photographs(real):
     boxes = Yolo(data="data.yaml", root=str(real("samples/yolo_det_coco5")), split="val")
     polygons = Yolo(data=str(real("samples/yolo_seg_coco5") / "data.yaml"), split="val")
-    assert len(boxes) == len(polygons) == 5 and "seg" not in boxes.classes and len(polygons.classes["seg"]) == 81
+    assert (
+        len(boxes) == len(polygons) == 5 and "seg" not in boxes.classes and len(polygons.classes["seg"]) == 81
+    )
     for i in range(5):
         by_box, by_polygon = boxes.read(i), polygons.read(i)
         assert (by_box.image == by_polygon.image).all()

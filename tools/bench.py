@@ -1,4 +1,5 @@
-"""Time a training step against the bare loop of the same modules: python tools/bench.py [--config cfg.yaml] [--json FILE]"""
+"""Time a training step against the bare loop of the same modules:
+python tools/bench.py [--config cfg.yaml] [--json FILE]"""
 
 import argparse
 import json
@@ -29,10 +30,17 @@ if __name__ == "__main__":
     root = Path(__file__).parents[1]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--config", default=root / "configs/scenes_distilled.yaml", help="a run with a teacher (default: %(default)s)"
+        "--config",
+        default=root / "configs/scenes_distilled.yaml",
+        help="a run with a teacher (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a block (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="blocks of each loop, one after the other (default: %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=9,
+        help="blocks of each loop, one after the other (default: %(default)s)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     parser.add_argument(
         "overrides",

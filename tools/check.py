@@ -1,4 +1,5 @@
-"""Prove on one batch that a run distils what its config says: python tools/check.py --config cfg.yaml [key=value ...]"""
+"""Prove on one batch that a run distils what its config says:
+python tools/check.py --config cfg.yaml [key=value ...]"""
 
 import argparse
 import sys

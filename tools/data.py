@@ -1,4 +1,5 @@
-"""What is in the data of a run, before it is trained on: python tools/data.py --config cfg.yaml [key=value ...]"""
+"""What is in the data of a run, before it is trained on:
+python tools/data.py --config cfg.yaml [key=value ...]"""
 
 import argparse
 import json
@@ -13,7 +14,9 @@ def main(args: argparse.Namespace) -> int:
     from multitask_kd.engine.data_report import report_data
 
     reports = []
-    for report in report_data(load(args.config, args.overrides), args.out, pictures=args.images, limit=args.limit):
+    for report in report_data(
+        load(args.config, args.overrides), args.out, pictures=args.images, limit=args.limit
+    ):
         print(f"{report}\n", flush=True)
         reports.append(report)
     if args.json:
@@ -25,10 +28,22 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file: its data, and of model and tasks the strides, are used")
-    parser.add_argument("--out", metavar="FOLDER", default="runs/data", help="where the pictures go (default: %(default)s)")
-    parser.add_argument("--images", metavar="N", type=int, default=12, help="images in a picture (default: %(default)s); 0: none")
-    parser.add_argument("--limit", metavar="N", type=int, help="read only N images of each set, spread over it")
+    parser.add_argument(
+        "--config", required=True, help="YAML file: its data, and of model and tasks the strides, are used"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", default="runs/data", help="where the pictures go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=int,
+        default=12,
+        help="images in a picture (default: %(default)s); 0: none",
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=int, help="read only N images of each set, spread over it"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.input_size=[288,512]")
     sys.exit(run_tool(main, parser))

@@ -1,4 +1,5 @@
-"""Train a teacher, a student alone and a distilled student on generated scenes, and show whether it helped: make demo"""
+"""Train a teacher, a student alone and a distilled student on generated scenes, and show whether it helped:
+make demo"""
 
 import argparse
 import sys
@@ -19,10 +20,17 @@ def main(args: argparse.Namespace) -> int:
         return 130
     print("\n" + report(results) + "\n")
     for row in results["rows"]:
-        print(f"{row['name']} saw {row['labelled_images']} labelled and {row['unlabelled_images']} unlabelled images")
+        print(
+            f"{row['name']} saw {row['labelled_images']} labelled and {row['unlabelled_images']} unlabelled "
+            f"images"
+        )
     folder = Path(results["dir"])
     summary = write_summary(results, time.perf_counter() - began)
-    print("\nmemory   " + ", ".join(f"{name} {size} MB" for name, size in summary["peak_memory_mb"].items()) + " at most")
+    print(
+        "\nmemory   "
+        + ", ".join(f"{name} {size} MB" for name, size in summary["peak_memory_mb"].items())
+        + " at most"
+    )
     print(f"figures  {folder}/summary.json\npicture  {folder}/picture.png")
     print(f"curves   {Path(sys.executable).parent}/tensorboard --logdir {folder}")
     return 0

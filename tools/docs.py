@@ -23,5 +23,7 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say by the exit status whether the page is up to date")
+    parser.add_argument(
+        "--check", action="store_true", help="only say by the exit status whether the page is up to date"
+    )
     sys.exit(run_tool(main, parser))

@@ -1,4 +1,5 @@
-"""Evaluate a network: python tools/eval.py --config cfg.yaml --checkpoint best.pt [--json FILE] [key=value ...]"""
+"""Evaluate a network:
+python tools/eval.py --config cfg.yaml --checkpoint best.pt [--json FILE] [key=value ...]"""
 
 import argparse
 import json
@@ -28,8 +29,14 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file: its data.val, eval and tasks.*.decode are used")
-    parser.add_argument("--checkpoint", required=True, help="best.pt or last.pt of a run, or a .onnx or .pt2 of tools/export.py")
+    parser.add_argument(
+        "--config", required=True, help="YAML file: its data.val, eval and tasks.*.decode are used"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="best.pt or last.pt of a run, or a .onnx or .pt2 of tools/export.py",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. eval.batch_size=8")
     sys.exit(run_tool(main, parser))

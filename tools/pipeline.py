@@ -1,4 +1,5 @@
-"""From a big network to a small one: sparse, prune, fine-tune, distil, export, compare: python tools/pipeline.py --config P"""
+"""From a big network to a small one: sparse, prune, fine-tune, distil, export, compare:
+python tools/pipeline.py --config P"""
 
 import argparse
 import sys
@@ -14,5 +15,9 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML of the pipeline; what is done is kept, what was interrupted goes on")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="YAML of the pipeline; what is done is kept, what was interrupted goes on",
+    )
     sys.exit(run_tool(main, parser))

@@ -1,4 +1,5 @@
-"""Search config keys for the best result: python tools/search.py --config cfg.yaml --space search.yaml [key=value ...]"""
+"""Search config keys for the best result:
+python tools/search.py --config cfg.yaml --space search.yaml [key=value ...]"""
 
 import argparse
 import sys
@@ -20,6 +21,12 @@ def main(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="YAML of the run whose keys are searched")
-    parser.add_argument("--space", required=True, help="YAML of the search, see configs/search/; the same command again goes on")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes in every trial, e.g. data.labelled=80")
+    parser.add_argument(
+        "--space",
+        required=True,
+        help="YAML of the search, see configs/search/; the same command again goes on",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes in every trial, e.g. data.labelled=80"
+    )
     sys.exit(run_tool(main, parser))

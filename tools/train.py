@@ -20,6 +20,8 @@ if __name__ == "__main__":
     parser.add_argument("--config", required=True, help="YAML file, see configs/ and docs/config.md")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=200 run.seed=1")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue the run in run.dir exactly where it stopped")
+    again.add_argument(
+        "--resume", action="store_true", help="continue the run in run.dir exactly where it stopped"
+    )
     again.add_argument("--overwrite", action="store_true", help="replace the run in run.dir")
     sys.exit(run_tool(main, parser))

@@ -1,7 +1,8 @@
 """Config -> objects. This package, engine/ and experiments/ are the only readers of a config.
 
-data.py: the sets and how batches are drawn from them; net.py: the network and its tasks; teacher.py: the teachers; distill.py: what
-teaches (soft losses, terms, balance, weights); check.py: every name and option, before data is read.
+data.py: the sets and how batches are drawn from them; net.py: the network and its tasks; teacher.py: the
+teachers; distill.py: what teaches (soft losses, terms, balance, weights); check.py: every name and option,
+before data is read.
 """
 
 from .check import check

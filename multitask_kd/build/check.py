@@ -23,8 +23,19 @@ from .distill import build_balance, build_soft, soft_loss
 from .net import Init, arch, network, resolve_init
 from .teacher import check_teachers
 
-FORMS = {"labels": "{<label>: <task>}", "classes": "{<task>: [<class>, ...]}"}  # of the keys that a layout may have, too
-RESERVED = ("images", "skipped", "set", "sparse", "balance", "distill", "hard")  # of tasks: names of other things in logs and files
+FORMS = {
+    "labels": "{<label>: <task>}",
+    "classes": "{<task>: [<class>, ...]}",
+}  # of the keys that a layout may have, too
+RESERVED = (
+    "images",
+    "skipped",
+    "set",
+    "sparse",
+    "balance",
+    "distill",
+    "hard",
+)  # of tasks: names of other things in logs and files
 
 
 def check(config: Config, init: Init | None = None) -> None:
@@ -59,11 +70,14 @@ def _check_set(section: DataSet, key_path: str, split: str) -> None:
     if not isinstance(kind, str):
         raise UserError(f"{key_path}: needs layout; known: {', '.join(LAYOUTS.names())}")
     _check_shared_keys(options, LAYOUTS.get(kind, key_path), key_path)
-    LAYOUTS.check(kind, options, key_path, [key for key in SET_KEYS if split == "train" or key not in TRAINING_ONLY])
+    LAYOUTS.check(
+        kind, options, key_path, [key for key in SET_KEYS if split == "train" or key not in TRAINING_ONLY]
+    )
 
 
 def _check_shared_keys(options: Mapping[str, Any], layout: type, key_path: str) -> None:
-    """Raise UserError for a key of a set that is no mapping, and so taken for an option which its layout does not have."""
+    """Raise UserError for a key of a set that is no mapping, and so taken for an option which its layout does
+    not have."""
     for key in (key for key in SHARED_KEYS if key in options and key not in options_of(layout)):
         raise UserError(f"{key_path}.{key}: needs a mapping, not {options[key]!r}; write {key}: {FORMS[key]}")
 
@@ -73,7 +87,10 @@ def _check_given_classes(config: Config) -> None:
         if name not in config.tasks:
             raise UserError(f"data.classes.{name}: there is no such task; {did_you_mean(name, config.tasks)}")
         if not kind_of(name, config.tasks[name].kind, f"tasks.{name}").has_classes:
-            raise UserError(f"data.classes.{name}: a task of kind '{config.tasks[name].kind}' has no classes; leave it out")
+            raise UserError(
+                f"data.classes.{name}: a task of kind '{config.tasks[name].kind}' has no classes; leave it "
+                f"out"
+            )
 
 
 def _check_task(name: str, section: Any, config: Config) -> None:
@@ -85,10 +102,14 @@ def _check_task(name: str, section: Any, config: Config) -> None:
     check_options(kind.Head, section.head, f"{key_path}.head")
     check_options(kind.decode, section.decode, f"{key_path}.decode")
     strides = config.model.strides
-    channels = _encoder_channels(config) if reads_encoder(kind.Head) else dict.fromkeys(strides, config.model.width)
+    channels = (
+        _encoder_channels(config) if reads_encoder(kind.Head) else dict.fromkeys(strides, config.model.width)
+    )
     given = channels if reads_encoder(kind.Head) else config.model.width
     head = as_user_error(f"{key_path}.head", kind.Head, given, strides, 2, **section.head)
-    task = as_user_error(f"{key_path}.hard", build_task, name, section.kind, ("a", "b"), head.strides, section.hard)
+    task = as_user_error(
+        f"{key_path}.hard", build_task, name, section.kind, ("a", "b"), head.strides, section.hard
+    )
     side = 2 * max(strides)
     with torch.no_grad():
         pred = head.eval()({s: torch.zeros(1, channels[s], side // s, side // s) for s in strides})

@@ -36,15 +36,23 @@ def open_sets(
 ) -> Sets:
     """The sets of ``data.train`` or ``data.val``, opened. Raises UserError.
 
-    order: by task, class names in the order that the sets are to have, where they have the same. only: the tasks whose labels are
-    used and read; None: every label that the sets have.
+    order: by task, class names in the order that the sets are to have, where they have the same. only: the
+    tasks whose labels are used and read; None: every label that the sets have.
     """
     sections = config.data.sets(split)
-    members = {name: _member(section, set_key_path(config, split, name), only) for name, section in sections.items()}
+    members = {
+        name: _member(section, set_key_path(config, split, name), only) for name, section in sections.items()
+    }
     kinds = {task: kind for member in members.values() for task, kind in _kinds(config, member).items()}
     given = {task: names for task, names in config.data.classes.items() if only is None or task in only}
-    if any(member.classes for member in members.values()):  # a set of validation may label fewer classes than the network has
-        given = {task: names for task, names in (order or {}).items() if any(task in m.tasks for m in members.values())} | given
+    if any(
+        member.classes for member in members.values()
+    ):  # a set of validation may label fewer classes than the network has
+        given = {
+            task: names
+            for task, names in (order or {}).items()
+            if any(task in m.tasks for m in members.values())
+        } | given
     kinds |= {task: _kind_in(config, task) for task in given if task not in kinds}
     found = Sets(members, order, kinds=kinds, classes=given)
     if only is not None:
@@ -64,7 +72,8 @@ def _kinds(config: Config, member: Member) -> dict[str, Any]:
         found[task] = KINDS.get(kind, member.key_path)
         if task in config.tasks and (asked := _kind_in(config, task)) is not found[task]:
             raise UserError(
-                f"tasks.{task}.kind: {asked.kind}, but the label '{member.label(task)}' of {member.key_path} is of kind {kind}"
+                f"tasks.{task}.kind: {asked.kind}, but the label '{member.label(task)}' of {member.key_path} "
+                f"is of kind {kind}"
             )
     return found
 
@@ -97,10 +106,15 @@ def _member(section: DataSet, key_path: str, only: Collection[str] | None) -> Me
 def _tasks_of(section: DataSet, key_path: str, layout: Layout) -> tuple[list[str], dict[str, str]]:
     """The tasks that a set labels, and by task what its layout calls the label."""
     if unknown := [label for label in section.labels if label not in layout.classes]:
-        raise UserError(f"{key_path}.labels: the set has no label '{unknown[0]}'; {did_you_mean(unknown[0], layout.classes)}")
+        raise UserError(
+            f"{key_path}.labels: the set has no label '{unknown[0]}'; "
+            f"{did_you_mean(unknown[0], layout.classes)}"
+        )
     names = {label: section.labels.get(label, label) for label in layout.classes}
     if twice := [task for task in names.values() if list(names.values()).count(task) > 1]:
-        raise UserError(f"{key_path}.labels: two labels would become the task '{twice[0]}'; give one another name")
+        raise UserError(
+            f"{key_path}.labels: two labels would become the task '{twice[0]}'; give one another name"
+        )
     tasks = list(names.values()) if section.tasks is None else list(section.tasks)
     if lacking := [task for task in tasks if task not in names.values()]:
         what = f"it labels {', '.join(names.values())}" if names else "it has no labels"
@@ -108,7 +122,10 @@ def _tasks_of(section: DataSet, key_path: str, layout: Layout) -> tuple[list[str
     for key, given in (("rename", section.rename), ("classes", section.classes)):
         if wrong := [label for label in given if label in section.labels and label not in names.values()]:
             right = f"{key_path}.{key}.{section.labels[wrong[0]]}"
-            raise UserError(f"{key_path}.{key}.{wrong[0]}: the set's label '{wrong[0]}' has another name by `labels`; write {right}")
+            raise UserError(
+                f"{key_path}.{key}.{wrong[0]}: the set's label '{wrong[0]}' has another name by `labels`; "
+                f"write {right}"
+            )
     return tasks, {task: label for label, task in names.items() if task != label}
 
 
@@ -118,10 +135,17 @@ def decode_options(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def val_loader(
-    config: Config, found: Sets, size: Sequence[int], count: int | None, on: torch.device, workers: int | None = None
+    config: Config,
+    found: Sets,
+    size: Sequence[int],
+    count: int | None,
+    on: torch.device,
+    workers: int | None = None,
 ) -> DataLoader:
     """The first ``count`` validation images, of each set its share of them; None: all."""
-    images = data_loader.EvalSet(found, tuple(size), found.first(count), skip_errors=config.data.on_error == "skip")
+    images = data_loader.EvalSet(
+        found, tuple(size), found.first(count), skip_errors=config.data.on_error == "skip"
+    )
     pin = on.type == "cuda"
     return data_loader.eval_loader(
         images, config.eval.batch_size, workers=config.data.workers if workers is None else workers, pin=pin
@@ -137,7 +161,9 @@ def build_pools(config: Config, found: Sets) -> list[Pool]:
         key = f"{set_key_path(config, 'train', name)}.labelled"
         if section.labelled and name in bare:
             raise UserError(f"{key}: the set has no labels for a task of this run; leave it out")
-        draws[name] = Draw(section.weight, section.labelled, key) if section.labelled else Draw(section.weight, whole)
+        draws[name] = (
+            Draw(section.weight, section.labelled, key) if section.labelled else Draw(section.weight, whole)
+        )
     made = pools(
         found,
         config.train.batch_size,
@@ -149,7 +175,10 @@ def build_pools(config: Config, found: Sets) -> list[Pool]:
     )
     if not config.distils and not all(pool.labelled for pool in made):
         which = f" (the set '{bare[0]}')" if bare and len(sections) > 1 else ""
-        raise UserError(f"data.unlabelled: without a teacher nothing learns from unlabelled images{which}; set it to false")
+        raise UserError(
+            f"data.unlabelled: without a teacher nothing learns from unlabelled images{which}; set it to "
+            f"false"
+        )
     return made
 
 
@@ -158,6 +187,7 @@ def tell_unseen(found: Sets) -> None:
     for key_path, names in found.never():
         task = key_path.rpartition(".")[2]
         log.warning(
-            "%s: %s never occurs in the set, so everything there is taught not to be it; if the set does not label it, say which "
+            "%s: %s never occurs in the set, so everything there is taught not to be it; if the set does not "
+            "label it, say which "
             "classes of '%s' it labels with this key", key_path, ", ".join(names), task,
         )  # fmt: skip

@@ -35,10 +35,15 @@ Moving = dict[str, Schedule]  # option of a loss -> the schedule that changes it
 def build_soft(task: str, section: Any) -> tuple[SoftLoss, Moving]:
     """The soft loss of a task, and which of its options are scheduled."""
     where = f"tasks.{task}.soft"
-    kind, of_task = LOSSES.get(section.soft.loss, f"{where}.loss"), kind_of(task, section.kind, f"tasks.{task}").kind
+    kind, of_task = (
+        LOSSES.get(section.soft.loss, f"{where}.loss"),
+        kind_of(task, section.kind, f"tasks.{task}").kind,
+    )
     if of_task not in kind.kinds:
         fitting = [n for n in LOSSES.names() if of_task in LOSSES.get(n, where).kinds]
-        raise UserError(f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}")
+        raise UserError(
+            f"{where}.loss: '{section.soft.loss}' does not fit this task; {did_you_mean('', fitting)}"
+        )
     return soft_loss(section.soft, where)
 
 
@@ -57,10 +62,20 @@ def soft_loss(section: Any, where: str, channels: int = 1) -> tuple[SoftLoss, Mo
         if key not in options_of(kind):
             check_options(kind, {key: value}, f"{where}.options")  # says what it may have meant
         if key not in kind.scheduled:
-            raise UserError(f"{key_path}: takes no schedule; of '{section.loss}' {', '.join(kind.scheduled) or 'nothing'} may change")
+            raise UserError(
+                f"{key_path}: takes no schedule; of '{section.loss}' "
+                f"{', '.join(kind.scheduled) or 'nothing'} may change"
+            )
         parsed = parse_schedule(value, key_path)
         for extreme in parsed.extremes():  # each has to be a value that the option may have
-            as_user_error(key_path, LOSSES.build, section.loss, {**_unscheduled(plain), key: extreme}, f"{where}.options", *given)
+            as_user_error(
+                key_path,
+                LOSSES.build,
+                section.loss,
+                {**_unscheduled(plain), key: extreme},
+                f"{where}.options",
+                *given,
+            )
         moving[key] = schedule(parsed)
         plain[key] = moving[key](0.0)
     loss = as_user_error(f"{where}.options", LOSSES.build, section.loss, plain, f"{where}.options", *given)
@@ -80,26 +95,36 @@ def schedule(value: Any) -> Schedule:
 
 
 def compared_heads(config: Config, key_path: str | None = None) -> set[str]:
-    """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same; with the teacher at
-    ``key_path``, or any."""
+    """Tasks whose heads' outputs a term compares channel by channel, so that the classes have to be the same;
+    with the teacher at ``key_path``, or any."""
     terms = [t for t in config.distill.values() if key_path is None or config.tapped_teacher(t) == key_path]
     return {term.head for term in terms if term.head in config.tasks and term.align != "conv"}
 
 
 def teacher_name(key_path: str) -> str:
-    """What the teacher at ``key_path`` of the config is called among ``Teachers``: "teacher", or its name in ``teachers``."""
+    """What the teacher at ``key_path`` of the config is called among ``Teachers``: "teacher", or its name in
+    ``teachers``."""
     return key_path.removeprefix("teachers.")
 
 
 def teacher_taps(config: Config, key_path: str) -> list[str]:
     """Modules of the teacher at ``key_path`` whose outputs ``distill`` compares."""
-    return [section.teacher_path for section in config.distill.values() if config.tapped_teacher(section) == key_path]
+    return [
+        section.teacher_path
+        for section in config.distill.values()
+        if config.tapped_teacher(section) == key_path
+    ]
 
 
 def build_distiller(
-    config: Config, net: MultiTaskNet, parts: dict[str, Task], teachers: Teachers | None, unlabelled: Sequence[str] = ()
+    config: Config,
+    net: MultiTaskNet,
+    parts: dict[str, Task],
+    teachers: Teachers | None,
+    unlabelled: Sequence[str] = (),
 ) -> tuple[Distiller, dict[str, Schedule]]:
-    """All that learns, and the schedules of losses' options by their key path. unlabelled: tasks without any label."""
+    """All that learns, and the schedules of losses' options by their key path. unlabelled: tasks without any
+    label."""
     moving: list[tuple[Any, str, Schedule]] = []
     schedules: dict[str, Schedule] = {}
 
@@ -126,7 +151,9 @@ def build_distiller(
             tap, geometry = teachers.tap_name(who, tap), teachers.geometries[who]
         terms[name], options = _term(where, section, shapes, tap, geometry, parts)
         note(terms[name].loss, options, f"{where}.options")
-    distiller = Distiller(net, parts, soft, terms, own_teacher=bool(terms) and teachers is None, unlabelled=unlabelled)
+    distiller = Distiller(
+        net, parts, soft, terms, own_teacher=bool(terms) and teachers is None, unlabelled=unlabelled
+    )
     distiller.tapped.copied |= overwritten["student"]
     for name, member in teachers.members.items() if teachers else ():
         member.tapped.copied |= overwritten[name]
@@ -146,20 +173,28 @@ def _cross_head(name: str, section: Any, net: MultiTaskNet, teachers: Teachers) 
 
 
 def dummy_forward(net: nn.Module, size: Sequence[int], who: str) -> None:
-    """One black image of ``size`` through ``net``, in eval. Raises UserError where the network cannot take it."""
+    """One black image of ``size`` through ``net``, in eval. Raises UserError where the network cannot take
+    it."""
     training, image = net.training, torch.zeros(1, 3, *size, device=next(net.parameters()).device)
     with torch.no_grad():
         as_user_error(f"data.input_size: the {who} cannot take {list(size)}", net.eval(), image)
     net.train(training)
 
 
-Shapes = dict[tuple[str, str], tuple[Any, int]]  # by (side, tap's name): what it puts out for one image, how often in a pass
+Shapes = dict[
+    tuple[str, str], tuple[Any, int]
+]  # by (side, tap's name): what it puts out for one image, how often in a pass
 
 
-def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) -> tuple[Shapes, dict[str, set[str]]]:
-    """The shapes of every tap of ``distill``; and by "student" or teacher the taps that a module after them writes over."""
+def _tap_shapes(
+    config: Config, net: MultiTaskNet, teachers: Teachers | None
+) -> tuple[Shapes, dict[str, set[str]]]:
+    """The shapes of every tap of ``distill``; and by "student" or teacher the taps that a module after them
+    writes over."""
     own = [t.student for t in config.distill.values()]
-    sides: dict[str, tuple[str, nn.Module, list[str], Any]] = {"student": ("student", net, own, config.data.input_size)}
+    sides: dict[str, tuple[str, nn.Module, list[str], Any]] = {
+        "student": ("student", net, own, config.data.input_size)
+    }
     if teachers is None:  # its own deeper layers teach, through the same hooks
         other = [t.teacher_path for t in config.distill.values()]
         sides["student"] = ("student", net, [*own, *other], config.data.input_size)
@@ -177,10 +212,17 @@ def _tap_shapes(config: Config, net: MultiTaskNet, teachers: Teachers | None) ->
             dummy_forward(model, size, side)
         overwritten[name] = set(tapped.overwritten())
         for path in sorted(overwritten[name]):
-            log.info("distill: the %s's %s is written over by a module after it; it is copied before that", side, path)
+            log.info(
+                "distill: the %s's %s is written over by a module after it; it is copied before that",
+                side,
+                path,
+            )
         plain = name == "student" or teachers is None
         for path in paths:
-            found[side, path if plain else teachers.tap_name(name, path)] = (taps.get(path), tapped.calls[path])
+            found[side, path if plain else teachers.tap_name(name, path)] = (
+                taps.get(path),
+                tapped.calls[path],
+            )
     return found, overwritten
 
 
@@ -192,7 +234,8 @@ def _term(
     geometry: TeacherGeometry,
     tasks: Mapping[str, Task],
 ) -> tuple[Term, Moving]:
-    """A term of ``distill``, and which options of its loss are scheduled. teacher_tap: what its tap on the teacher is called;
+    """A term of ``distill``, and which options of its loss are scheduled. teacher_tap: what its tap on the
+    teacher is called;
     geometry: how that teacher is shown the images.
 
     Raises UserError where its taps do not give what its loss compares.
@@ -202,12 +245,18 @@ def _term(
     for side, path in paths.items():
         _check_tap(where, side, path, *shapes[side, path])
     if kind.form:
-        raise UserError(f"{where}.loss: '{section.loss}' learns from {kind.form}, not from taps; use it as tasks.<task>.soft.loss")
+        raise UserError(
+            f"{where}.loss: '{section.loss}' learns from {kind.form}, not from taps; use it as "
+            f"tasks.<task>.soft.loss"
+        )
     if _compares_heads(section, kind, tasks):
         own, other = (list(shapes[side, path][0].shape[1:]) for side, path in paths.items())
         if own != other or not geometry.same:
             path = section.student
-            raise UserError(f"{where}: {path} of the student gives {own}, of the teacher {other}; both need the same strides")
+            raise UserError(
+                f"{where}: {path} of the student gives {own}, of the teacher {other}; both need the same "
+                f"strides"
+            )
         loss, options = soft_loss(section, where)
         return Term(*paths.values(), loss, None, align=False, size=section.size, task=section.head), options
     return _term_of_maps(where, section, kind, shapes, paths, geometry, tasks)
@@ -216,11 +265,19 @@ def _term(
 def _check_tap(where: str, side: str, path: str, tap: Any, calls: int) -> None:
     """Raise UserError for a tap that does not fire once a pass, or not for a whole image."""
     if not calls:
-        raise UserError(f"{where}.{side}: the module '{path}' is never called, so nothing can be learnt there; tap one inside it")
+        raise UserError(
+            f"{where}.{side}: the module '{path}' is never called, so nothing can be learnt there; tap one "
+            f"inside it"
+        )
     if calls > 1:
-        raise UserError(f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it")
+        raise UserError(
+            f"{where}.{side}: the module '{path}' is called {calls} times in one pass; tap one around it"
+        )
     if isinstance(tap, torch.Tensor) and tap.shape[:1] != (1,):
-        raise UserError(f"{where}.{side}: '{path}' gives {list(tap.shape)} for one image (windows?); tap a module around it")
+        raise UserError(
+            f"{where}.{side}: '{path}' gives {list(tap.shape)} for one image (windows?); tap a module around "
+            f"it"
+        )
 
 
 def _compares_heads(section: Any, kind: type[SoftLoss], tasks: Mapping[str, Task]) -> bool:
@@ -241,28 +298,43 @@ def _term_of_maps(
     """A term between feature maps, brought to one size and to the same channels."""
     sizes = {"student": geometry.student, "teacher": geometry.own}
     if not kind.maps:
-        heads = [f"heads.{name}" for name, task in tasks.items() if task.kind in kind.kinds] or ["a head of its kind"]
+        heads = [f"heads.{name}" for name, task in tasks.items() if task.kind in kind.kinds] or [
+            "a head of its kind"
+        ]
         fits = f"{' or '.join(heads)}, without align, norm and size,"
         raise UserError(f"{where}.loss: '{section.loss}' compares predictions; tap {fits} on both sides")
     for side, path in paths.items():
         head = path.rpartition(":")[2].removeprefix("heads.")
         if head in tasks and not tasks[head].is_map:
-            raise UserError(f"{where}.{side}: '{path}' gives predictions that are no map; tap neck.* or inside the head")
-    maps = [as_user_error(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], sizes[side]) for side, path in paths.items()]
+            raise UserError(
+                f"{where}.{side}: '{path}' gives predictions that are no map; tap neck.* or inside the head"
+            )
+    maps = [
+        as_user_error(f"{where}.{side}: '{path}'", as_map, shapes[side, path][0], sizes[side])
+        for side, path in paths.items()
+    ]
     channels, head = tuple(m.shape[1] for m in maps), section.head in tasks
     align = kind.same_channels and (section.align == "conv" or (section.align == "auto" and not head))
     if section.align == "conv" and not kind.same_channels:
-        raise UserError(f"{where}.align: '{section.loss}' compares maps of any channels, so nothing is aligned; use auto or none")
+        raise UserError(
+            f"{where}.align: '{section.loss}' compares maps of any channels, so nothing is aligned; use auto "
+            f"or none"
+        )
     if kind.same_channels and not align and channels[0] != channels[1]:
         raise UserError(
-            f"{where}.align: none, but the student has {channels[0]} channels there and the teacher {channels[1]}; use conv"
+            f"{where}.align: none, but the student has {channels[0]} channels there and the teacher "
+            f"{channels[1]}; use conv"
         )
     if section.norm == "batch" and not kind.same_channels:
-        raise UserError(f"{where}.norm: '{section.loss}' compares maps of any channels as they are; use auto or none")
+        raise UserError(
+            f"{where}.norm: '{section.loss}' compares maps of any channels as they are; use auto or none"
+        )
     loss, options = soft_loss(section, where, channels[1])
     norm = section.norm == "batch" or (section.norm == "auto" and kind.norm and not head)
     shown = None if geometry.same else geometry
-    return Term(*paths.values(), loss, channels, align=align, norm=norm, size=section.size, geometry=shown), options
+    return Term(
+        *paths.values(), loss, channels, align=align, norm=norm, size=section.size, geometry=shown
+    ), options
 
 
 def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
@@ -273,11 +345,17 @@ def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
             raise UserError(f"balance.options: the method 'fixed' has none (given: {', '.join(options)})")
         return None
     if method not in BALANCES.names():
-        raise UserError(f"balance.method: unknown method '{method}'; {did_you_mean(method, ['fixed', *BALANCES.names()])}")
+        raise UserError(
+            f"balance.method: unknown method '{method}'; {did_you_mean(method, ['fixed', *BALANCES.names()])}"
+        )
     kind = BALANCES.get(method, "balance.method")
     check_options(kind, options, "balance.options")
     if not losses:
-        losses = [f"{k}.{part}.x" for k, t in config.tasks.items() for part in (("hard", "soft") if t.taught else ("hard",))]
+        losses = [
+            f"{k}.{part}.x"
+            for k, t in config.tasks.items()
+            for part in (("hard", "soft") if t.taught else ("hard",))
+        ]
         losses += [f"distill.{name}" for name in config.distill]
     if method in ("gradient", "dwa"):
         _refuse_schedules(config, method)
@@ -286,7 +364,8 @@ def build_balance(config: Config, losses: Sequence[str]) -> Balance | None:
 
 
 def _refuse_schedules(config: Config, method: str) -> None:
-    """Raise UserError for a scheduled weight, which matching gradients would cancel and DWA take for progress."""
+    """Raise UserError for a scheduled weight, which matching gradients would cancel and DWA take for
+    progress."""
     weights: dict[str, Any] = {f"distill.{name}.weight": term.weight for name, term in config.distill.items()}
     for name, task in config.tasks.items():
         weights |= {f"tasks.{name}.ratio": task.ratio, f"tasks.{name}.alpha": task.alpha}
@@ -294,7 +373,10 @@ def _refuse_schedules(config: Config, method: str) -> None:
     for where, value in weights.items():
         if isinstance(value, Section):
             how = "would cancel" if method == "gradient" else "would take for progress"
-            raise UserError(f"{where}: a schedule, which balance.method {method} {how}; give a number, or use fixed or uncertainty")
+            raise UserError(
+                f"{where}: a schedule, which balance.method {method} {how}; give a number, or use fixed or "
+                f"uncertainty"
+            )
 
 
 def build_objective(config: Config, distiller: Distiller, schedules: dict[str, Schedule]) -> Objective:

@@ -15,7 +15,9 @@ from ..models.multitask import MultiTaskNet, reads_encoder
 from ..tasks.base import Task, build_task, kind_of
 
 
-def check_classes(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]], tasks: Sequence[str], who: str) -> None:
+def check_classes(
+    own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]], tasks: Sequence[str], who: str
+) -> None:
     """Raise UserError where ``other`` does not have, for every task, the same classes in the same order."""
     for task in tasks:
         if task not in other:
@@ -29,7 +31,9 @@ def check_classes(own: Mapping[str, Sequence[str]], other: Mapping[str, Sequence
         extra = [c for c in theirs if c not in mine]
         raise UserError(
             f"{who}: the classes of '{task}' differ: "
-            + "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""]))
+            + "; ".join(
+                filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""])
+            )
         )
 
 
@@ -45,10 +49,11 @@ class Init:
 
 
 def resolve_init(config: Config) -> Init:
-    """The config with the architecture of ``model.start`` in ``model`` and ``tasks.*.head``, and the checkpoint; the same config
-    where there is none.
+    """The config with the architecture of ``model.start`` in ``model`` and ``tasks.*.head``, and the
+    checkpoint; the same config where there is none.
 
-    Raises UserError for a file that is none of ours, for other tasks, and for a key that is given and says something else.
+    Raises UserError for a file that is no checkpoint, for other tasks, and for a key that is given and says
+    something else.
     """
     if config.model.start is None:
         return Init(config)
@@ -56,16 +61,27 @@ def resolve_init(config: Config) -> Init:
     plan, path = content["arch"], config.model.start
     if set(plan["tasks"]) != set(config.tasks):
         own, other = " and ".join(config.tasks), " and ".join(plan["tasks"])
-        raise UserError(f"model.start: {path} has heads for {other}, the config tasks {own}; null takes one out (tasks.<name>=null)")
+        raise UserError(
+            f"model.start: {path} has heads for {other}, the config tasks {own}; null takes one out "
+            f"(tasks.<name>=null)"
+        )
     given = config.model.model_dump(mode="json")
     for key in KEYS:
         if key in config.model.model_fields_set and given[key] != plan[key]:
-            raise UserError(f"model.{key}: {given[key]}, but the network of model.start ({path}) has {plan[key]}; leave it out")
-    tasks = {name: _started_task(name, section, plan["tasks"][name], path) for name, section in config.tasks.items()}
+            raise UserError(
+                f"model.{key}: {given[key]}, but the network of model.start ({path}) has {plan[key]}; leave "
+                f"it out"
+            )
+    tasks = {
+        name: _started_task(name, section, plan["tasks"][name], path)
+        for name, section in config.tasks.items()
+    }
     stride = max(plan["strides"])
     if any(n % stride for n in config.data.input_size):
         size = list(config.data.input_size)
-        raise UserError(f"data.input_size: {size} are not multiples of the largest stride of model.start, {stride}")
+        raise UserError(
+            f"data.input_size: {size} are not multiples of the largest stride of model.start, {stride}"
+        )
     model = Model(start=path, **{key: plan[key] for key in KEYS})
     return Init(config.model_copy(update={"model": model, "tasks": tasks}), content)
 
@@ -79,17 +95,22 @@ def _started_task(name: str, section: Any, part: Mapping[str, Any], path: str) -
     for key, value in section.head.items():
         if head.get(key, value) != value or key not in head:
             has = head.get(key, "its default")
-            raise UserError(f"tasks.{name}.head.{key}: {value}, but the network of model.start ({path}) has {has}; leave it out")
+            raise UserError(
+                f"tasks.{name}.head.{key}: {value}, but the network of model.start ({path}) has {has}; leave "
+                f"it out"
+            )
     return section.model_copy(update={"head": dict(head)})
 
 
 def without_start(config: Config) -> Config:
-    """The config of the same network with random weights, for a look at a config whose ``model.start`` is not there yet."""
+    """The config of the same network with random weights, for a look at a config whose ``model.start`` is not
+    there yet."""
     return config.model_copy(update={"model": config.model.model_copy(update={"start": None})})
 
 
 def initial_student(init: Init, plan: Mapping[str, Any]) -> MultiTaskNet:
-    """The network of ``plan`` as training begins: random, with the encoder's weights, or with all of ``model.start``."""
+    """The network of ``plan`` as training begins: random, with the encoder's weights, or with all of
+    ``model.start``."""
     config, content = init.config, init.content
     net = network(plan, config.model.weights)
     if content is not None:
@@ -101,7 +122,8 @@ def initial_student(init: Init, plan: Mapping[str, Any]) -> MultiTaskNet:
 
 
 def arch(init: Init, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The student's architecture as plain data: what a checkpoint needs to build it again. classes: names by task."""
+    """The student's architecture as plain data: what a checkpoint needs to build it again. classes: names by
+    task."""
     config, content = init.config, init.content
     model = config.model.model_dump(mode="json", include=set(KEYS))
     if content is not None and "widths" in content["arch"]:
@@ -109,18 +131,24 @@ def arch(init: Init, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     for task in config.tasks:
         if task not in classes:
             raise UserError(
-                f"tasks.{task}: the training data has no labels for it; it has {', '.join(classes) or 'none at all'}. A task that "
+                f"tasks.{task}: the training data has no labels for it; it has "
+                f"{', '.join(classes) or 'none at all'}. A task that "
                 f"only a teacher knows needs its class names in data.classes.{task}"
             )
     tasks = {
-        name: {"kind": kind_of(name, t.kind, f"tasks.{name}").kind, "classes": list(classes[name]), "head": dict(t.head)}
+        name: {
+            "kind": kind_of(name, t.kind, f"tasks.{name}").kind,
+            "classes": list(classes[name]),
+            "head": dict(t.head),
+        }
         for name, t in config.tasks.items()
     }
     return {**model, "tasks": tasks, "input_size": list(config.data.input_size)}
 
 
 def network(arch: Mapping[str, Any], weights: str | None = None) -> MultiTaskNet:
-    """The network of an ``arch``; ``weights`` are the encoder's starting ones. One that was pruned has ``widths`` in its arch.
+    """The network of an ``arch``; ``weights`` are the encoder's starting ones. One that was pruned has
+    ``widths`` in its arch.
 
     Raises UserError, and ValueError for widths that do not fit the network.
     """
@@ -128,7 +156,10 @@ def network(arch: Mapping[str, Any], weights: str | None = None) -> MultiTaskNet
     backbone = build_encoder(arch["encoder"], max_stride=max(strides), weights=weights)
     channels = {s: backbone.out_channels[s.bit_length() - 1] for s in strides}
     if empty := [s for s in strides if not channels[s]]:
-        raise UserError(f"model.strides: the encoder '{arch['encoder']}' has no features at stride {empty[0]}; leave it out")
+        raise UserError(
+            f"model.strides: the encoder '{arch['encoder']}' has no features at stride {empty[0]}; leave it "
+            f"out"
+        )
     heads = {}
     for name, task in arch["tasks"].items():
         kind = kind_of(name, task.get("kind"), f"arch.tasks.{name}")
@@ -139,10 +170,14 @@ def network(arch: Mapping[str, Any], weights: str | None = None) -> MultiTaskNet
     return net
 
 
-def tasks(arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Task]:
+def tasks(
+    arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Task]:
     """The tasks of a network; ``hard`` are the options of their hard losses."""
     found = {
-        name: build_task(name, part.get("kind"), part["classes"], net.heads[name].strides, (hard or {}).get(name))
+        name: build_task(
+            name, part.get("kind"), part["classes"], net.heads[name].strides, (hard or {}).get(name)
+        )
         for name, part in arch["tasks"].items()
     }
     for name, task in found.items():
@@ -152,7 +187,9 @@ def tasks(arch: Mapping[str, Any], net: MultiTaskNet, hard: Mapping[str, Mapping
 
 def task_kinds(arch: Mapping[str, Any]) -> dict[str, type[Task]]:
     """The kind of every task of an ``arch``."""
-    return {name: kind_of(name, part.get("kind"), f"arch.tasks.{name}") for name, part in arch["tasks"].items()}
+    return {
+        name: kind_of(name, part.get("kind"), f"arch.tasks.{name}") for name, part in arch["tasks"].items()
+    }
 
 
 def from_checkpoint(content: Mapping[str, Any], where: str) -> MultiTaskNet:

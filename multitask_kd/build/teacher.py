@@ -1,4 +1,5 @@
-"""Config -> the teachers: where each comes from, what it knows of the student's classes, and who teaches what."""
+"""Config -> the teachers: where each comes from, what it knows of the student's classes, and who teaches
+what."""
 
 from __future__ import annotations
 
@@ -32,8 +33,17 @@ from .net import check_classes, from_checkpoint
 
 log = logging.getLogger(__name__)
 
-_LIKE_NATIVE = ("torch", "legacy", "pickle", "broken zip")  # kinds of file that a checkpoint, or what was one, may seem to be
-NATIVE = ("checkpoint", "ema", "self")  # sources of networks that this package built; SOURCES has those of all others
+_LIKE_NATIVE = (
+    "torch",
+    "legacy",
+    "pickle",
+    "broken zip",
+)  # kinds of file that a checkpoint, or what was one, may seem to be
+NATIVE = (
+    "checkpoint",
+    "ema",
+    "self",
+)  # sources of networks that this package built; SOURCES has those of all others
 
 
 def check_teachers(config: Config) -> None:
@@ -52,22 +62,33 @@ def check_teachers(config: Config) -> None:
         if section.path is not None and not (kind.reads_file or kind.optional_path):
             raise UserError(f"{key_path}.path: the source '{section.source}' reads no file; leave it out")
         if section.trust_pickle and not kind.may_trust:
-            raise UserError(f"{key_path}.trust_pickle: the source '{section.source}' never runs code from a file; leave it out")
+            raise UserError(
+                f"{key_path}.trust_pickle: the source '{section.source}' never runs code from a file; leave "
+                f"it out"
+            )
         for name, term in config.distill.items():
             if config.tapped_teacher(term) == key_path and not kind.tappable:
-                raise UserError(f"distill.{name}.teacher: modules of a teacher from '{section.source}' cannot be tapped")
+                raise UserError(
+                    f"distill.{name}.teacher: modules of a teacher from '{section.source}' cannot be tapped"
+                )
 
 
 def _check_tasks_of(config: Config, key_path: str, section: Section) -> None:
-    """What a teacher says about tasks: their names, the options of its outputs, and no classes of a kind that has none."""
+    """What a teacher says about tasks: their names, the options of its outputs, and no classes of a kind that
+    has none."""
     known = dict.fromkeys([*config.tasks, *DEFAULT_KINDS])
     for key in ("classes", "outputs", "map"):
         for task in getattr(section, key):
             if task not in known:
-                raise UserError(f"{key_path}.{key}.{task}: there is no such task; {did_you_mean(task, known)}")
+                raise UserError(
+                    f"{key_path}.{key}.{task}: there is no such task; {did_you_mean(task, known)}"
+                )
             kind = kind_of(task, config.tasks[task].kind if task in config.tasks else None, f"tasks.{task}")
             if key != "outputs" and not kind.has_classes:
-                raise UserError(f"{key_path}.{key}.{task}: a task of kind '{kind.kind}' has no classes to name; leave it out")
+                raise UserError(
+                    f"{key_path}.{key}.{task}: a task of kind '{kind.kind}' has no classes to name; leave it "
+                    f"out"
+                )
             if key == "outputs":
                 check_options(kind.Output, section.outputs[task], f"{key_path}.outputs.{task}")
                 as_user_error(f"{key_path}.outputs.{task}", kind.Output, **section.outputs[task])
@@ -77,12 +98,13 @@ Loaded = dict[str, Any]  # by key path: a checkpoint's content, or a Source
 
 
 def read_teachers(config: Config) -> Loaded:
-    """Open every teacher's file, so that a missing one is told before data is read. Nothing is opened where nothing is taught."""
+    """Open every teacher's file, so that a missing one is told before data is read. Nothing is opened where
+    nothing is taught."""
     found: Loaded = {}
     for key_path, section in config.named_teachers.items():
         if section.source == "checkpoint":
             if Path(section.path).is_file():  # else, and where it is damaged, the next line tells
-                _at(key_path, files.expect, section.path, *_LIKE_NATIVE, for_what="checkpoint of ours")
+                _at(key_path, files.expect, section.path, *_LIKE_NATIVE, for_what="checkpoint of this package")
             found[key_path] = load_checkpoint(section.path, f"{key_path}.path")
         elif section.source not in NATIVE:
             found[key_path] = _source(section, key_path)
@@ -109,14 +131,17 @@ def _at(key_path: str, make: Any, *args: Any, **kwargs: Any) -> Any:
 def build_teachers(
     config: Config, loaded: Loaded, student: MultiTaskNet, parts: Mapping[str, Task], on: torch.device
 ) -> Teachers | None:
-    """The frozen teachers. Raises UserError where what one says cannot be brought to the student's classes, pixels or cells."""
+    """The frozen teachers. Raises UserError where what one says cannot be brought to the student's classes,
+    pixels or cells."""
     if not config.distils or config.taught_by_itself:
         return None
     members = {}
     for key_path, section in config.named_teachers.items():
         name = teacher_name(key_path)
         if section.source == "ema":
-            members[name] = _own_average(section, key_path, student, parts, on, teacher_taps(config, key_path))
+            members[name] = _own_average(
+                section, key_path, student, parts, on, teacher_taps(config, key_path)
+            )
         else:
             members[name] = _member(config, key_path, section, loaded[key_path], parts, on)
     subjects = _subjects(config, members, parts)
@@ -126,7 +151,12 @@ def build_teachers(
 
 
 def _own_average(
-    section: Section, key_path: str, student: MultiTaskNet, parts: Mapping[str, Task], on: torch.device, taps: Sequence[str]
+    section: Section,
+    key_path: str,
+    student: MultiTaskNet,
+    parts: Mapping[str, Task],
+    on: torch.device,
+    taps: Sequence[str],
 ) -> Teacher:
     """A teacher whose weights start as the student's; the loop averages the student's into them."""
     return Teacher(copy.deepcopy(student), parts, on, resolve_amp(section.amp, on, f"{key_path}.amp"), taps)
@@ -142,13 +172,17 @@ def _member(
         strides = {name: tuple(head.strides) for name, head in net.heads.items()}
     else:
         net, theirs = _external(config, key_path, section, loaded, parts, on)
-        strides = {name: _own_strides(net.outputs[name], part) for name, part in parts.items() if name in theirs}
+        strides = {
+            name: _own_strides(net.outputs[name], part) for name, part in parts.items() if name in theirs
+        }
     size = section.input.size
     if isinstance(net, MultiTaskNet):
         _fits_strides(key_path, section, net, size or config.data.input_size)
     mappings = _mappings(config, key_path, section, theirs, parts)
     _compared_heads_agree(config, key_path, section, theirs, parts)
-    tasks = {name: build_task(name, parts[name].kind, parts[name].classes, strides[name]) for name in mappings}
+    tasks = {
+        name: build_task(name, parts[name].kind, parts[name].classes, strides[name]) for name in mappings
+    }
     for name, term in config.distill.items():
         if config.tapped_teacher(term) == key_path:
             Tapped(net, [term.teacher_path], f"distill.{name}.teacher")
@@ -157,32 +191,46 @@ def _member(
     return Teacher(net, tasks, on, amp, teacher_taps(config, key_path), mappings=mappings, size=size)
 
 
-def _of_same_kind(key_path: str, arch: Mapping[str, Any], parts: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
-    """A checkpoint's classes by task. Raises UserError for a task of the student's that is of another kind there."""
+def _of_same_kind(
+    key_path: str, arch: Mapping[str, Any], parts: Mapping[str, Task]
+) -> dict[str, tuple[str, ...]]:
+    """A checkpoint's classes by task. Raises UserError for a task of the student's that is of another kind
+    there."""
     found = {}
     for name, part in arch["tasks"].items():
         kind = kind_of(name, part.get("kind"), f"{key_path}.path: arch.tasks.{name}").kind
         if name in parts and parts[name].kind != kind:
-            raise UserError(f"{key_path}.path: the teacher's task '{name}' is of kind {kind}, the student's {parts[name].kind}")
+            raise UserError(
+                f"{key_path}.path: the teacher's task '{name}' is of kind {kind}, the student's "
+                f"{parts[name].kind}"
+            )
         found[name] = tuple(part["classes"])
     return found
 
 
 def _external(
-    config: Config, key_path: str, section: Section, source: Source, parts: Mapping[str, Task], on: torch.device
+    config: Config,
+    key_path: str,
+    section: Section,
+    source: Source,
+    parts: Mapping[str, Task],
+    on: torch.device,
 ) -> tuple[ExternalModel, dict[str, tuple[str, ...]]]:
-    """A network that is no checkpoint of ours, and its classes by task."""
+    """A network that is no checkpoint of this package, and its classes by task."""
     net = _at(key_path, source.load, on)
     theirs = _external_classes(section, source, parts)
     wanted = tuple(theirs) if section.tasks is None else section.tasks
     if lacking := [name for name in (*wanted, *section.outputs) if name not in theirs and name in parts]:
         raise UserError(
-            f"{key_path}.classes.{lacking[0]}: the class names of '{lacking[0]}', in the network's order, are needed"
+            f"{key_path}.classes.{lacking[0]}: the class names of '{lacking[0]}', in the network's order, "
+            f"are needed"
         )
     if not wanted and section.tasks is None and not teacher_taps(config, key_path):
         raise UserError(_nothing_named(key_path, parts))
     if source.normalises and _normalised_twice(section):
-        raise UserError(f"{key_path}.input: this network scales and normalises by itself; leave mean, std and scale out")
+        raise UserError(
+            f"{key_path}.input: this network scales and normalises by itself; leave mean, std and scale out"
+        )
     outputs = {name: parts[name].output_reader(section.outputs.get(name, {})) for name in wanted}
     mean, std = _mean_and_std(section, source)
     classes = {name: theirs[name] for name in outputs}
@@ -194,26 +242,34 @@ def _external(
 def _nothing_named(key_path: str, parts: Mapping[str, Task]) -> str:
     """What to say of a network whose tasks are unknown."""
     if named := [name for name, part in parts.items() if part.has_classes]:
-        return f"{key_path}.classes: the class names of {' or '.join(named)}, in the network's order, are needed"
+        return (
+            f"{key_path}.classes: the class names of {' or '.join(named)}, in the network's order, are needed"
+        )
     return f"{key_path}.tasks: which of the tasks it predicts is needed: {', '.join(parts)}"
 
 
-def _external_classes(section: Section, source: Source, parts: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
-    """The classes of a network from elsewhere by task: the config's, else what the source knows of the only task of that kind. A
-    task without classes is among them where the config says that the network has it."""
+def _external_classes(
+    section: Section, source: Source, parts: Mapping[str, Task]
+) -> dict[str, tuple[str, ...]]:
+    """The classes of a network from elsewhere by task: the config's, else what the source knows of the only
+    task of that kind. A task without classes is among them where the config says that the network has it."""
     found: dict[str, tuple[str, ...]] = {}
     asked = section.tasks or tuple(parts)
     for kind, names in source.classes.items():
         if len(of_kind := [name for name in asked if name in parts and parts[name].kind == kind]) == 1:
             found[of_kind[0]] = tuple(names)
     found |= {name: tuple(names) for name, names in section.classes.items() if name in parts}
-    classless = [name for name in (*(section.tasks or ()), *section.outputs) if name in parts and not parts[name].has_classes]
+    classless = [
+        name
+        for name in (*(section.tasks or ()), *section.outputs)
+        if name in parts and not parts[name].has_classes
+    ]
     return found | {name: () for name in classless}
 
 
 def _mean_and_std(section: Section, source: Source) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Of the input, in the range of ``input.scale``: the config's, else the source's, else ImageNet's; None for a network that
-    normalises by itself."""
+    """Of the input, in the range of ``input.scale``: the config's, else the source's, else ImageNet's; None
+    for a network that normalises by itself."""
     given, scale = section.input, section.input.scale
     if given.mean is not None:  # and std: the config has both or none
         return given.mean, given.std
@@ -233,20 +289,26 @@ def _own_strides(output: Any, part: Task) -> tuple[int, ...]:
 
 
 def _fits_strides(key_path: str, section: Section, net: MultiTaskNet, size: Sequence[int]) -> None:
-    """Raise UserError where images of ``size`` are no multiples of the largest stride of a checkpoint of ours."""
+    """Raise UserError where images of ``size`` are no multiples of the largest stride of a checkpoint of
+    ours."""
     stride = max(net.strides)
     if any(n % stride for n in size):
         raise UserError(
-            f"{key_path}.path: the teacher {section.path} needs images in multiples of {stride}, not {list(size)}: "
+            f"{key_path}.path: the teacher {section.path} needs images in multiples of {stride}, not "
+            f"{list(size)}: "
             f"change data.input_size, or give {key_path}.input.size"
         )
 
 
 def _mappings(
-    config: Config, key_path: str, section: Section, theirs: Mapping[str, Sequence[str]], parts: Mapping[str, Task]
+    config: Config,
+    key_path: str,
+    section: Section,
+    theirs: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Task],
 ) -> dict[str, ClassMapping | None]:
-    """By task: how the teacher's classes become the student's; None for a kind without classes. A task without a common class is
-    left out unless it was asked for."""
+    """By task: how the teacher's classes become the student's; None for a kind without classes. A task
+    without a common class is left out unless it was asked for."""
     found: dict[str, ClassMapping | None] = {}
     for name, names in theirs.items():
         if name not in parts or (section.tasks is not None and name not in section.tasks):
@@ -264,7 +326,13 @@ def _mappings(
                 or (config.tasks[name].taught and len(config.named_teachers) == 1)
             )
             if asked:
-                where = f".map.{name}" if name in section.map else f".classes.{name}" if name in section.classes else ""
+                where = (
+                    f".map.{name}"
+                    if name in section.map
+                    else f".classes.{name}"
+                    if name in section.classes
+                    else ""
+                )
                 hint = "" if name in section.map else f"; say which is which in {key_path}.map.{name}"
                 raise UserError(f"{key_path}{where}: {error}{hint}") from None
     for name in section.tasks or ():
@@ -273,50 +341,82 @@ def _mappings(
     return found
 
 
-def _check_names(key_path: str, section: Section, task: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
-    """Raise UserError for a name in ``map`` that is no class, and for two classes of one name that is the student's."""
+def _check_names(
+    key_path: str, section: Section, task: str, theirs: Sequence[str], ours: Sequence[str]
+) -> None:
+    """Raise UserError for a name in ``map`` that is no class, and for two classes of one name that is the
+    student's."""
     names = section.map.get(task, {})
     for their, our in names.items():
         if their not in theirs:
-            turned = f"; the teacher's name comes first, as in {our}: {their}" if their in ours and our in theirs else ""
+            turned = (
+                f"; the teacher's name comes first, as in {our}: {their}"
+                if their in ours and our in theirs
+                else ""
+            )
             raise UserError(
-                f"{key_path}.map.{task}.{their}: the teacher has no class '{their}'{turned or '; ' + did_you_mean(their, theirs)}"
+                f"{key_path}.map.{task}.{their}: the teacher has no class "
+                f"'{their}'{turned or '; ' + did_you_mean(their, theirs)}"
             )
         if our is not None and our not in ours:
-            raise UserError(f"{key_path}.map.{task}.{their}: the student has no class '{our}'; {did_you_mean(our, ours)}")
+            raise UserError(
+                f"{key_path}.map.{task}.{their}: the student has no class '{our}'; {did_you_mean(our, ours)}"
+            )
     if twice := [n for k, n in enumerate(theirs) if n in theirs[:k] and n in ours and n not in names]:
-        raise UserError(f"{key_path}.classes.{task}: '{twice[0]}' is there twice; a network's classes have names of their own")
+        raise UserError(
+            f"{key_path}.classes.{task}: '{twice[0]}' is there twice; a network's classes have names of "
+            f"their own"
+        )
 
 
 def _compared_heads_agree(
-    config: Config, key_path: str, section: Section, theirs: Mapping[str, Sequence[str]], parts: Mapping[str, Task]
+    config: Config,
+    key_path: str,
+    section: Section,
+    theirs: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Task],
 ) -> None:
-    """Raise UserError where heads that a term of ``distill`` compares channel by channel have not the same classes in one order."""
+    """Raise UserError where heads that a term of ``distill`` compares channel by channel have not the same
+    classes in one order."""
     for task in compared_heads(config, key_path):
-        check_classes({task: parts[task].classes}, theirs, [task], f"{key_path}.path: the teacher {section.path}")
+        check_classes(
+            {task: parts[task].classes}, theirs, [task], f"{key_path}.path: the teacher {section.path}"
+        )
 
 
-def _subjects(config: Config, members: Mapping[str, Teacher], parts: Mapping[str, Task]) -> dict[str, Subject]:
+def _subjects(
+    config: Config, members: Mapping[str, Teacher], parts: Mapping[str, Task]
+) -> dict[str, Subject]:
     """Who teaches each task that is taught."""
     found = {}
     for name in (name for name, task in config.tasks.items() if task.taught):
         who = [member for member, teacher in members.items() if name in teacher.tasks]
         if not who:
-            left_out = [p for p, t in config.named_teachers.items() if t.tasks is not None and name not in t.tasks]
-            nameless = [p for p, t in config.named_teachers.items() if t.source in SOURCES.names() and name not in t.classes]
+            left_out = [
+                p for p, t in config.named_teachers.items() if t.tasks is not None and name not in t.tasks
+            ]
+            nameless = [
+                p
+                for p, t in config.named_teachers.items()
+                if t.source in SOURCES.names() and name not in t.classes
+            ]
             how = "name its classes in {}.classes.{}"
             how = how if parts[name].has_classes else "say how to read it in {}.outputs.{}"
             more = f", or {how.format(nameless[0], name)}" if nameless else ""
             more = f", or add it to {left_out[0]}.tasks" if left_out else more
             raise UserError(
-                f"tasks.{name}.alpha: it is above 0, but no teacher knows '{name}'; set it to 0, or add a teacher{more}"
+                f"tasks.{name}.alpha: it is above 0, but no teacher knows '{name}'; set it to 0, or add a "
+                f"teacher{more}"
             )
         form = LOSSES.get(config.tasks[name].soft.loss, f"tasks.{name}.soft.loss").form
         found[name] = Subject(parts[name], who, form)
     used = {member for subject in found.values() for member in subject.teachers}
     used |= {teacher_name(config.tapped_teacher(term)) for term in config.distill.values()}
     if idle := [name for name in members if name not in used]:
-        raise UserError(f"teachers.{idle[0]}: teaches nothing: no task with an alpha above 0 that it knows, no term; take it out")
+        raise UserError(
+            f"teachers.{idle[0]}: teaches nothing: no task with an alpha above 0 that it knows, no term; "
+            f"take it out"
+        )
     return found
 
 
@@ -337,7 +437,9 @@ def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: to
                 raise UserError(f"tasks.{task}.soft.loss: {fault}")
             if len(member.known(task)) < len(parts[task].classes):
                 renamed = section.map.get(task, {})
-                log.warning("%s %s", key_path, _unknown_classes(key_path, task, member.mappings[task], renamed))
+                log.warning(
+                    "%s %s", key_path, _unknown_classes(key_path, task, member.mappings[task], renamed)
+                )
     if any(len(subject.teachers) > 1 for subject in teachers.subjects.values()):
         # a kind that cannot average says so now
         teachers(Batch(torch.zeros(1, 3, *config.data.input_size, device=on)))
@@ -345,9 +447,11 @@ def _prove(config: Config, teachers: Teachers, parts: Mapping[str, Task], on: to
 
 
 def _tried(key_path: str, member: Teacher, size: Sequence[int], on: torch.device) -> ModelOutput:
-    """What a network from elsewhere predicts for two images, one black, one of all brightnesses. Raises UserError where that cannot
-    be so."""
-    images = torch.stack([torch.zeros(3, *size), torch.linspace(0, 1, 3 * size[0] * size[1]).view(3, *size)]).to(on)
+    """What a network from elsewhere predicts for two images, one black, one of all brightnesses. Raises
+    UserError where that cannot be so."""
+    images = torch.stack(
+        [torch.zeros(3, *size), torch.linspace(0, 1, 3 * size[0] * size[1]).view(3, *size)]
+    ).to(on)
     try:
         with torch.no_grad():  # in float32: probabilities rounded to bf16 do not add up to 1
             for task, pred in member.net(images).preds.items():
@@ -364,7 +468,8 @@ def _tried(key_path: str, member: Teacher, size: Sequence[int], on: torch.device
         if isinstance(error, ValueError) and colon and task in member.net.outputs:
             raise UserError(f"{key_path}.outputs.{task}: {what}") from None
         raise UserError(
-            f"{key_path}.path: the network fails on images of {size[0]} x {size[1]} (height x width; {files.first_line(error)}); "
+            f"{key_path}.path: the network fails on images of {size[0]} x {size[1]} (height x width; "
+            f"{files.first_line(error)}); "
             f"is {key_path}.input.size a size that it takes?"
         ) from error
 
@@ -388,7 +493,8 @@ def _plain(name: str) -> str:
 
 
 def _through_fits(config: Config, teachers: Teachers, parts: Mapping[str, Task]) -> None:
-    """Raise UserError where CrossKD has not what it needs: one teacher of ours with the student's classes and cells."""
+    """Raise UserError where CrossKD has not what it needs: one checkpoint of this package with the student's classes and
+    cells."""
     for name, section in config.tasks.items():
         if not section.taught or section.soft.through == "student":
             continue
@@ -401,9 +507,12 @@ def _through_fits(config: Config, teachers: Teachers, parts: Mapping[str, Task])
         member = teachers.members[who[0]]
         fits = len(who) == 1 and isinstance(member.net, MultiTaskNet) and teachers.geometries[who[0]].same
         if not (
-            fits and member.tasks[name].strides == parts[name].strides and (name not in member.mappings or member.mappings[name].same)
+            fits
+            and member.tasks[name].strides == parts[name].strides
+            and (name not in member.mappings or member.mappings[name].same)
         ):
             raise UserError(
-                f"tasks.{name}.soft.through: teacher needs one checkpoint of ours with the student's classes, input and strides "
+                f"tasks.{name}.soft.through: teacher needs one checkpoint of this package with the student's "
+                f"classes, input and strides "
                 f"{list(parts[name].strides)}; use student"
             )

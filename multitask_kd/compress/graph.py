@@ -39,7 +39,8 @@ class Slice:
     """One parameter of a group: index ``rows[i]`` of ``values`` along ``dim`` belongs to the group's channel
     ``channels[i]``.
 
-    kind: "out" (the filters that make the channels), "in" (the weights that read them) or "scale" (of a normalisation).
+    kind: "out" (the filters that make the channels), "in" (the weights that read them) or "scale" (of a
+    normalisation).
     """
 
     values: nn.Parameter
@@ -52,7 +53,9 @@ class Slice:
         """The sum of squares of each of the group's ``count`` channels: [count]."""
         flat = self.values if self.dim == 0 else self.values.transpose(0, self.dim)
         each = flat.flatten(1).square().sum(1) if flat.dim() > 1 else flat.square()
-        return torch.zeros(count, dtype=each.dtype, device=each.device).index_add(0, self.channels, each[self.rows])
+        return torch.zeros(count, dtype=each.dtype, device=each.device).index_add(
+            0, self.channels, each[self.rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,13 @@ class Graph:
     relies on their shapes. Raises UserError where torch-pruning cannot follow the network.
     """
 
-    def __init__(self, net: MultiTaskNet, size: Sequence[int], scope: Collection[str] = SCOPES, who: str = "the network"):
+    def __init__(
+        self,
+        net: MultiTaskNet,
+        size: Sequence[int],
+        scope: Collection[str] = SCOPES,
+        who: str = "the network",
+    ):
         self._tp = torch_pruning("pruning")
         self._who, self._net = who, net
         kept = [p for p in net.heads.parameters() if not _belongs_to_layer(net.heads, p)]
@@ -87,7 +96,11 @@ class Graph:
         net.eval()
         with self._followed(), _outputs(_idle(net, images)) as more:
             self._graph = self._tp.DependencyGraph().build_dependency(
-                net, images, output_transform=lambda view: [*view.preds.values(), *more], ignored_params=kept, verbose=False
+                net,
+                images,
+                output_transform=lambda view: [*view.preds.values(), *more],
+                ignored_params=kept,
+                verbose=False,
             )
         net.train(training)
         self._names = {module: path for path, module in net.named_modules()}
@@ -99,7 +112,11 @@ class Graph:
     def groups(self) -> list[Group]:
         """Every group of channels that may be pruned."""
         with self._followed():
-            return [made for found in self._graph.get_all_groups(ignored_layers=self._kept) if (made := self._group(found))]
+            return [
+                made
+                for found in self._graph.get_all_groups(ignored_layers=self._kept)
+                if (made := self._group(found))
+            ]
 
     def _group(self, found: Any) -> Group | None:
         module = found[0].dep.target.module
@@ -116,9 +133,15 @@ class Graph:
     def _slices(self, found: Any) -> Iterator[Slice]:
         for item in found:
             layer, rows, channels = item.dep.target.module, item.idxs, item.root_idxs
-            if not isinstance(layer, nn.Module) or getattr(layer, "weight", None) is None or None in (channels or [None]):
+            if (
+                not isinstance(layer, nn.Module)
+                or getattr(layer, "weight", None) is None
+                or None in (channels or [None])
+            ):
                 continue
-            depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
+            depthwise = (
+                isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels
+            )
             if isinstance(layer, NORMS):
                 kind, dim = "scale", 0
             elif isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -128,7 +151,13 @@ class Graph:
             if kind == "in" and isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 continue  # a row of its weight is read by several channels
             device = layer.weight.device
-            yield Slice(layer.weight, dim, torch.tensor(rows, device=device), torch.tensor(channels, device=device), kind)
+            yield Slice(
+                layer.weight,
+                dim,
+                torch.tensor(rows, device=device),
+                torch.tensor(channels, device=device),
+                kind,
+            )
 
     def cut(self, root: str, channels: Sequence[int]) -> None:
         """Remove ``channels`` from the group at ``root``, in place."""
@@ -156,7 +185,9 @@ def _idle(net: MultiTaskNet, images: Tensor) -> list[nn.Module]:
 def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect the outputs of ``layers`` while the context lasts."""
     found: list[Tensor] = []
-    handles = [layer.register_forward_hook(lambda module, inputs, output: found.append(output)) for layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: found.append(output)) for layer in layers
+    ]
     try:
         yield found
     finally:
@@ -179,13 +210,18 @@ class _Following:
         self._warnings.__exit__(kind, error, trace)
         if isinstance(error, Exception) and not isinstance(error, (UserError, MemoryError)):
             raise UserError(
-                f"{self.who}: torch-pruning cannot follow its layers ({type(error).__name__}: {error}); leave the backbone "
+                f"{self.who}: torch-pruning cannot follow its layers ({type(error).__name__}: {error}); "
+                f"leave the backbone "
                 "as it is (--scope neck heads), or choose another encoder"
             ) from error
 
 
 def _belongs_to_layer(root: nn.Module, parameter: nn.Parameter) -> bool:
-    layers = (m for m in root.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)))
+    layers = (
+        m
+        for m in root.modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+    )
     return any(parameter is own for layer in layers for own in layer.parameters(recurse=False))
 
 
@@ -204,7 +240,9 @@ def output_layers(net: MultiTaskNet) -> dict[str, nn.Module]:
     found = {}
     for task, head in net.heads.items():
         found |= {
-            f"heads.{task}.{name}": child for name, child in head.named_children() if isinstance(child, (nn.Conv2d, nn.Linear))
+            f"heads.{task}.{name}": child
+            for name, child in head.named_children()
+            if isinstance(child, (nn.Conv2d, nn.Linear))
         }
     return found
 
@@ -213,6 +251,10 @@ def _equal_parts(layer: Any, out: bool) -> int:
     """The number of equal parts that the channels of a layer form."""
     if isinstance(layer, nn.GroupNorm):
         return layer.num_groups
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1 and not (layer.groups == layer.in_channels == layer.out_channels):
+    if (
+        isinstance(layer, nn.Conv2d)
+        and layer.groups > 1
+        and not (layer.groups == layer.in_channels == layer.out_channels)
+    ):
         return layer.groups
     return 1

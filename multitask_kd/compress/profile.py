@@ -19,17 +19,24 @@ WHOLE = "whole"
 
 def parts_of(net: MultiTaskNet) -> dict[str, nn.Module]:
     """backbone, neck and every head, by name."""
-    return {"backbone": net.backbone, "neck": net.neck, **{f"heads.{name}": head for name, head in net.heads.items()}}
+    return {
+        "backbone": net.backbone,
+        "neck": net.neck,
+        **{f"heads.{name}": head for name, head in net.heads.items()},
+    }
 
 
 def parameters(net: MultiTaskNet) -> dict[str, int]:
     """Parameters by part, and of the whole."""
-    return {name: count_parameters(part) for name, part in parts_of(net).items()} | {WHOLE: count_parameters(net)}
+    return {name: count_parameters(part) for name, part in parts_of(net).items()} | {
+        WHOLE: count_parameters(net)
+    }
 
 
 @torch.no_grad()
 def macs(net: MultiTaskNet, size: Sequence[int]) -> dict[str, int]:
-    """Multiply-adds of convolutions and matrix products on one image of ``size`` (H, W), by part and of the whole."""
+    """Multiply-adds of convolutions and matrix products on one image of ``size`` (H, W), by part and of the
+    whole."""
     found: dict[str, int] = {}
     images = torch.zeros(1, 3, *size, device=next(net.parameters()).device)
     with FlopCounterMode(display=False) as counter, _in_eval(net):
@@ -64,7 +71,9 @@ def latencies(
                 found[WHOLE] = now(WHOLE) - began
             for part, seconds in found.items() if turn >= settle else ():
                 spent[name].setdefault(part, []).append(1000 * seconds)
-    return {name: {part: statistics.median(times) for part, times in by.items()} for name, by in spent.items()}
+    return {
+        name: {part: statistics.median(times) for part, times in by.items()} for name, by in spent.items()
+    }
 
 
 @contextmanager

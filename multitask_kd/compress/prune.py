@@ -16,7 +16,6 @@ from .graph import SCOPES, Graph, Group
 
 METHODS = ("magnitude", "scale", "group")
 LEAST = 0.1  # every layer keeps at least this share of its channels
-Keep = dict[str, Tensor]  # by root: the channels that are removed from its group, ascending
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,11 @@ def importance(group: Group, method: str) -> Tensor:
     DepGraph, 2023).
     """
     kinds = {"magnitude": ("out",), "scale": ("scale",), "group": ("out", "in", "scale")}[method]
-    used = [s for s in group.slices if s.kind in kinds] or [s for s in group.slices if s.kind == "out"] or list(group.slices)
+    used = (
+        [s for s in group.slices if s.kind in kinds]
+        or [s for s in group.slices if s.kind == "out"]
+        or list(group.slices)
+    )
     with torch.no_grad():
         if method == "scale":
             worth = sum(s.squares(group.count).sqrt() for s in used) / len(used)
@@ -100,13 +103,18 @@ class Cutter:
         round_to: int,
         who: str = "the network",
     ):
-        """size: (H, W) of an image. Raises UserError where torch-pruning is absent or cannot follow the network."""
+        """size: (H, W) of an image. Raises UserError where torch-pruning is absent or cannot follow the
+        network."""
         self.net, self._size, self._scope, self._who = net, size, scope, who
         groups = Graph(net, size, scope, who).groups()
-        self.bites = sorted((b for g in groups for b in bites(g, method, local=local, round_to=round_to)), key=lambda b: b.score)
+        self.bites = sorted(
+            (b for g in groups for b in bites(g, method, local=local, round_to=round_to)),
+            key=lambda b: b.score,
+        )
         if not self.bites:
             raise UserError(
-                f"{who}: nothing in {', '.join(scope)} is wide enough to be pruned in steps of {round_to}; lower --round-to"
+                f"{who}: nothing in {', '.join(scope)} is wide enough to be pruned in steps of {round_to}; "
+                f"lower --round-to"
             )
 
     def after(self, count: int) -> MultiTaskNet:
@@ -120,7 +128,9 @@ class Cutter:
             graph.cut(root, sorted(channels))
         return net
 
-    def reach(self, ratio: float, cost: Callable[[MultiTaskNet], float], tolerance: float) -> tuple[MultiTaskNet, float]:
+    def reach(
+        self, ratio: float, cost: Callable[[MultiTaskNet], float], tolerance: float
+    ) -> tuple[MultiTaskNet, float]:
         """The pruned network whose cost has fallen by the share nearest to ``ratio``, and that share.
 
         Raises UserError where the share differs from ``ratio`` by more than ``tolerance``.
@@ -137,7 +147,8 @@ class Cutter:
             low, high = (middle, high) if share < ratio else (low, middle - 1)
         if best[1] is None or best[0] > tolerance:
             raise UserError(
-                f"--ratio {ratio:g}: the nearest that can be reached is {best[2]:.3f}; ask for that, widen --scope, "
+                f"--ratio {ratio:g}: the nearest that can be reached is {best[2]:.3f}; ask for that, widen "
+                f"--scope, "
                 "or lower --round-to"
             )
         return best[1], best[2]

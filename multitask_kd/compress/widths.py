@@ -39,18 +39,22 @@ def widths(net: nn.Module, built: nn.Module) -> Widths:
 
 
 def resize(net: nn.Module, widths: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give the layers of ``net`` these widths, in place, with new weights. Raises ValueError for what the network does not have."""
+    """Give the layers of ``net`` these widths, in place, with new weights. Raises ValueError for what the
+    network does not have."""
     modules = dict(net.named_modules())
     for path, changes in widths.items():
         if path not in modules:
-            raise ValueError(f"widths: the network has no module '{path}'; {did_you_mean(path, filter(None, modules))}")
+            raise ValueError(
+                f"widths: the network has no module '{path}'; {did_you_mean(path, filter(None, modules))}"
+            )
         known = _described(modules[path])
         for key, value in changes.items():
             if key not in known:
                 raise ValueError(f"widths: '{path}' has no width '{key}'; {did_you_mean(key, known)}")
             if not _is_width(value, known[key]):
                 raise ValueError(
-                    f"widths: {path}.{key} is {value!r}; it needs {'sizes' if known[key] is list else 'a size'} above 0"
+                    f"widths: {path}.{key} is {value!r}; it needs "
+                    f"{'sizes' if known[key] is list else 'a size'} above 0"
                 )
         _resize(modules[path], changes)
 
@@ -60,7 +64,10 @@ def check_rebuilt(net: nn.Module, rebuilt: nn.Module, images: torch.Tensor, who:
     with torch.no_grad():
         own, other = net.eval()(images).preds, rebuilt.eval()(images).preds
     if any(not torch.equal(own[task], other[task]) for task in own):
-        raise UserError(f"{who} keeps widths outside of its layers, so that it cannot be written as plain data; choose another")
+        raise UserError(
+            f"{who} keeps widths outside of its layers, so that it cannot be written as plain data; choose "
+            f"another"
+        )
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
@@ -100,7 +107,10 @@ def _shapes(module: nn.Module, kind: type[nn.Module]) -> dict[str, tuple[int, ..
     """The shapes that a layer's tensors need for its widths."""
     if kind is nn.Conv2d:
         if module.in_channels % module.groups or module.out_channels % module.groups:
-            raise ValueError(f"widths: {module.in_channels} to {module.out_channels} channels do not fit {module.groups} groups")
+            raise ValueError(
+                f"widths: {module.in_channels} to {module.out_channels} channels do not fit {module.groups} "
+                f"groups"
+            )
         weight = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
         return {"weight": weight, "bias": weight[:1]}
     if kind is nn.Linear:

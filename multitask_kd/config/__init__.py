@@ -1,7 +1,9 @@
-"""The config: ``load`` reads YAML with ``base`` files and ``key=value`` overrides into typed, strict sections, ``dump`` writes it.
+"""The config: ``load`` reads YAML with ``base`` files and ``key=value`` overrides into typed, strict
+sections, ``dump`` writes it.
 
-base.py: what a section is and the kinds of value; schedules.py: values that change while training; data_sets.py, teaching.py, sections.py:
-all others, up to ``Config``; reading.py: YAML, overrides, and error messages.
+base.py: what a section is and the kinds of value; schedules.py: values that change while training;
+data_sets.py, teaching.py, sections.py: all others, up to ``Config``; reading.py: YAML, overrides, and error
+messages.
 """
 
 from .base import Count, Fraction, Natural, Number, PathText, Positive, Section

@@ -16,7 +16,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _path(text: str) -> str:
-    """With ``~`` and environment variables filled in. Raises ValueError for an empty text and for an unset variable."""
+    """With ``~`` and environment variables filled in. Raises ValueError for an empty text and for an unset
+    variable."""
     full = os.path.expanduser(os.path.expandvars(text))
     if not full or "$" in full:
         raise ValueError(f"'{text}' is no path" + (": a variable in it is not set" if "$" in full else ""))
@@ -26,7 +27,13 @@ def _path(text: str) -> str:
 def without_null(named: Any) -> Any:
     """A mapping without its null keys, with which a config removes entries of a base file; null becomes an
     empty mapping."""
-    return {k: v for k, v in named.items() if v is not None} if isinstance(named, dict) else {} if named is None else named
+    return (
+        {k: v for k, v in named.items() if v is not None}
+        if isinstance(named, dict)
+        else {}
+        if named is None
+        else named
+    )
 
 
 PathText = Annotated[str, AfterValidator(_path)]

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .base import Count, Fraction, Natural, Positive, Section, without_null
@@ -72,7 +80,8 @@ class DataSet(Section):
     """The name of a label in the set's layout -> the task that uses it, e.g. {seg: drivable}; a label that is
     not listed keeps its name. A `labels` that is no mapping is an option of the layout."""
     part: Annotated[str, BeforeValidator(_is_part)] | None = None
-    """Only a part of its images, e.g. 1/2 or 2/2: the first or second of two disjoint random halves, the same in every run."""
+    """Only a part of its images, e.g. 1/2 or 2/2: the first or second of two disjoint random halves, the same
+    in every run."""
     layout: dict[str, Any]
     """The layout's name (`layout`) and its options."""
 
@@ -84,7 +93,9 @@ SHARED_KEYS = ("labels",)  # of SET_KEYS: a mapping is the set's, anything else 
 
 def _data_set(raw: dict[str, Any]) -> DataSet:
     own = {key: value for key, value in raw.items() if _is_of_set(key, value)}
-    return DataSet.model_validate(own | {"layout": {key: value for key, value in raw.items() if key not in own}})
+    return DataSet.model_validate(
+        own | {"layout": {key: value for key, value in raw.items() if key not in own}}
+    )
 
 
 def _is_of_set(key: str, value: Any) -> bool:
@@ -121,14 +132,17 @@ def _of_validation(sets: Any) -> Any:
     several = isinstance(sets, list)
     for number, one in enumerate(sets if several else [sets]):
         if used := [key for key in TRAINING_ONLY if key in one]:
-            raise _fault_at((number, used[0]) if several else (used[0],), "belongs to training; leave it out of data.val")
+            raise _fault_at(
+                (number, used[0]) if several else (used[0],), "belongs to training; leave it out of data.val"
+            )
     return sets
 
 
 ONE_SET, SEVERAL_SETS = "one set", "several sets"  # pydantic's names of the alternatives
 _Set = Annotated[dict[str, Any], AfterValidator(_set_as_given)]
 OneOrSeveral = Annotated[
-    Annotated[_Set, Tag(ONE_SET)] | Annotated[list[_Set], Field(min_length=1), AfterValidator(_named_apart), Tag(SEVERAL_SETS)],
+    Annotated[_Set, Tag(ONE_SET)]
+    | Annotated[list[_Set], Field(min_length=1), AfterValidator(_named_apart), Tag(SEVERAL_SETS)],
     Discriminator(lambda value: SEVERAL_SETS if isinstance(value, (list, tuple)) else ONE_SET),
 ]
 
@@ -142,23 +156,28 @@ class Data(Section):
     val: Annotated[OneOrSeveral, AfterValidator(_of_validation)] = Field(
         default_factory=lambda: {"layout": "scenes", "split": "val", "count": 200}
     )
-    """Validation set, or list of sets, likewise; each task is measured on the images that have labels for it."""
+    """Validation set, or list of sets, likewise; each task is measured on the images that have labels for it.
+    """
     classes: Annotated[
-        dict[str, Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]], BeforeValidator(without_null)
+        dict[str, Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]],
+        BeforeValidator(without_null),
     ] = Field(default_factory=dict)
     """By task: its class names, in order. Needed for a task that no set labels (only the teacher predicts
     it); else the sets' own names are the default."""
     input_size: tuple[Count, Count] = (96, 128)
-    """Height and width of the network's input in pixels, multiples of its largest stride; images are letterboxed to it."""
+    """Height and width of the network's input in pixels, multiples of its largest stride; images are
+    letterboxed to it."""
     labelled: Count | Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    """How many training images, of every set, keep their labels: a number of images, a fraction written with a point (1.0 is all),
-    null is all."""
+    """How many training images, of every set, keep their labels: a number of images, a fraction written with
+    a point (1.0 is all), null is all."""
     labelled_seed: Natural = 0
     """Seed of the choice of images that keep their labels."""
     unlabelled: bool = True
-    """Whether the images beyond `labelled`, and sets without labels, are used (distillation only) or left out."""
+    """Whether the images beyond `labelled`, and sets without labels, are used (distillation only) or left
+    out."""
     labelled_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a set's slots in the batch drawn from its labelled images, where it has unlabelled ones too."""
+    """Share of a set's slots in the batch drawn from its labelled images, where it has unlabelled ones too.
+    """
     augment: Augment = Augment()
     workers: Natural = 2
     """Loader processes; 0 loads in the training process."""

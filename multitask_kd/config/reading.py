@@ -32,7 +32,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, over: Sequence[str 
     for more in over:
         raw = merge(raw, read_yaml(Path(more)))
     # names of components first, in any order: another loss drops the options of the one before
-    for text in sorted(overrides, key=lambda text: text.partition("=")[0].strip().rpartition(".")[2] not in NAMES):
+    for text in sorted(
+        overrides, key=lambda text: text.partition("=")[0].strip().rpartition(".")[2] not in NAMES
+    ):
         _override(raw, text)
     return parse(raw, str(path))
 
@@ -77,7 +79,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is there twice", key.start_mark
+                )
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -88,7 +92,9 @@ class _Dumper(yaml.SafeDumper):
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
     )
 
 
@@ -117,7 +123,11 @@ def _layers(path: Path, above: tuple[Path, ...], done: set[Path]) -> Iterator[di
     done.add(path.resolve())
     base = raw.pop("base", None)
     bases = [base] if isinstance(base, str) else [] if base is None else base
-    if not isinstance(bases, list) or (base is not None and not bases) or not all(isinstance(b, str) for b in bases):
+    if (
+        not isinstance(bases, list)
+        or (base is not None and not bases)
+        or not all(isinstance(b, str) for b in bases)
+    ):
         raise UserError(f"{path}: base: the path of a YAML file, or a list of paths, is needed, not {base!r}")
     for name in bases:
         yield from _layers(path.parent / name, (*above, path.resolve()), done)
@@ -130,7 +140,11 @@ def _read_one(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no such config file; {did_you_mean(str(path), near)}")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a date that does not exist, for one
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if raw is not None and not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not a {type(raw).__name__}")
@@ -139,7 +153,12 @@ def _read_one(path: Path) -> dict[str, Any]:
 
 # Keys that name a component, and the keys beside each that are dropped when its value changes; None: all but
 # OF_THE_SET.
-NAMES: dict[str, tuple[str, ...] | None] = {"layout": None, "schedule": None, "loss": ("options", "weight"), "method": ("options",)}
+NAMES: dict[str, tuple[str, ...] | None] = {
+    "layout": None,
+    "schedule": None,
+    "loss": ("options", "weight"),
+    "method": ("options",),
+}
 # kept when the layout changes
 OF_THE_SET = tuple(key for key in SET_KEYS if key not in ("rename", "classes", "labels"))
 
@@ -180,10 +199,14 @@ def _override(raw: dict[str, Any], text: str) -> None:
         if node.get(part) is None:  # one key of a default task or data set: the rest of the default stays
             node[part] = default if isinstance(default := _default(parents[:depth]), dict) else {}
         node = node[part]
-        if not (isinstance(node, dict) or (isinstance(node, list) and any(isinstance(one, dict) for one in node))):
+        if not (
+            isinstance(node, dict) or (isinstance(node, list) and any(isinstance(one, dict) for one in node))
+        ):
             raise UserError(f"override '{text}': '{part}' is a value, not a section")
     if isinstance(node, list):
-        raise UserError(f"override '{text}': '{parents[-1]}' is a list; write which of it, by name or number, and the key")
+        raise UserError(
+            f"override '{text}': '{parents[-1]}' is a list; write which of it, by name or number, and the key"
+        )
     if last in NAMES and node.get(last, parsed) != parsed:
         _forget(node, last)
     node[last] = parsed
@@ -211,7 +234,13 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
     """One pydantic error as a line about the YAML."""
     key_path = [str(p) for p in error["loc"] if not str(p).startswith(("constrained-", "function-"))]
     kind = next((SCHEDULES[p] for p in key_path if p in SCHEDULES and "schedule" in key_path), None)
-    alternatives = ("schedule", "number", ONE_SET, SEVERAL_SETS, *SCHEDULES)  # pydantic names the one that it tried
+    alternatives = (
+        "schedule",
+        "number",
+        ONE_SET,
+        SEVERAL_SETS,
+        *SCHEDULES,
+    )  # pydantic names the one that it tried
     key_path = [p for p in key_path if p not in alternatives]
     where = ".".join(key_path)
     if error["type"] == "extra_forbidden":

@@ -21,7 +21,8 @@ class Constant(Section):
 
 
 class Ramp(Section):
-    """From start to end: linear in a straight line, cosine as half a wave (slow, fast, slow); flat before and after `over`."""
+    """From start to end: linear in a straight line, cosine as half a wave (slow, fast, slow); flat before and
+    after `over`."""
 
     schedule: Literal["linear", "cosine"]
     start: Number
@@ -55,7 +56,9 @@ class Staged(Section):
 
     @model_validator(mode="after")
     def _at_fits(self) -> Staged:
-        if self.at is not None and (len(self.at) != len(self.values) - 1 or list(self.at) != sorted(set(self.at))):
+        if self.at is not None and (
+            len(self.at) != len(self.values) - 1 or list(self.at) != sorted(set(self.at))
+        ):
             raise ValueError(f"at: {list(self.at)} must rise and have one place for each value but the first")
         return self
 
@@ -111,7 +114,8 @@ def _in_0_1(value: Any) -> Any:
 
 
 Scheduled = Annotated[
-    Annotated[Number, Tag("number")] | Annotated[AnySchedule, Tag("schedule")], Discriminator(_number_or_schedule)
+    Annotated[Number, Tag("number")] | Annotated[AnySchedule, Tag("schedule")],
+    Discriminator(_number_or_schedule),
 ]
 ScheduledWeight = Annotated[Scheduled, AfterValidator(_above_0)]
 ScheduledRatio = Annotated[Scheduled, AfterValidator(_least_0)]

@@ -104,7 +104,8 @@ class Train(Section):
     clip: NonNegative = 10.0
     """Largest gradient norm; 0 does not clip."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "none"
-    """Precision of the student's forward; fp16 (CUDA only) scales the loss. bf16 slows narrow networks on most CPUs."""
+    """Precision of the student's forward; fp16 (CUDA only) scales the loss. bf16 slows narrow networks on
+    most CPUs."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the average of weights that is evaluated and saved as the result; 0: no average."""
     optimizer: Optimizer = Optimizer()
@@ -138,7 +139,10 @@ def _named_sections(teachers: Any) -> Any:
     teachers."""
     teachers = without_null(teachers)
     if isinstance(teachers, dict) and any(isinstance(teachers.get(key), str) for key in ("source", "path")):
-        raise ValueError("every teacher has a name of your choice before its keys, as in teachers.a.path; use teacher for one")
+        raise ValueError(
+            "every teacher has a name of your choice before its keys, as in teachers.a.path; use teacher for "
+            "one"
+        )
     return teachers
 
 
@@ -182,7 +186,11 @@ class Config(Section):
         them."""
         if not self.distils:
             return {}
-        return {"teacher": self.teacher} if self.teacher else {f"teachers.{name}": t for name, t in self.teachers.items()}
+        return (
+            {"teacher": self.teacher}
+            if self.teacher
+            else {f"teachers.{name}": t for name, t in self.teachers.items()}
+        )
 
     @property
     def taught_by_average(self) -> bool:
@@ -203,34 +211,60 @@ class Config(Section):
         if not any(max(extremes(t.ratio)) for t in self.tasks.values()):
             raise ValueError("tasks: every ratio is 0, so nothing would be learnt")
         if self.teacher and self.teachers:
-            raise ValueError("teachers: there is a teacher besides; move it into teachers, under a name of its own")
+            raise ValueError(
+                "teachers: there is a teacher besides; move it into teachers, under a name of its own"
+            )
         if self.distils and not self.named_teachers:
             what = "distill has terms" if self.distill else "an alpha is above 0"
-            raise ValueError(f"{what} but there is no teacher: give teacher.path, or set every alpha to 0 and leave distill out")
-        if bad := [name for name in (*self.distill, *self.teachers, *self.tasks) if not re.fullmatch(r"\w+", name)]:
-            where = "distill" if bad[0] in self.distill else "teachers" if bad[0] in self.teachers else "tasks"
+            raise ValueError(
+                f"{what} but there is no teacher: give teacher.path, or set every alpha to 0 and leave "
+                f"distill out"
+            )
+        if bad := [
+            name for name in (*self.distill, *self.teachers, *self.tasks) if not re.fullmatch(r"\w+", name)
+        ]:
+            where = (
+                "distill" if bad[0] in self.distill else "teachers" if bad[0] in self.teachers else "tasks"
+            )
             raise ValueError(f"{where}.{bad[0]}: use letters, digits and _ in the name")
         if own := [name for name, t in self.teachers.items() if t.is_own]:
-            raise ValueError(f"teachers.{own[0]}.source: '{self.teachers[own[0]].source}' stands alone, as teacher")
+            raise ValueError(
+                f"teachers.{own[0]}.source: '{self.teachers[own[0]].source}' stands alone, as teacher"
+            )
         if self.taught_by_average and not self.train.ema:
             raise ValueError("teacher.source: ema needs the average of weights; set train.ema above 0")
         if self.taught_by_itself:
             if taught := [name for name, task in self.tasks.items() if task.taught]:
-                raise ValueError(f"tasks.{taught[0]}.alpha: a student is not taught by its own predictions; set it to 0")
+                raise ValueError(
+                    f"tasks.{taught[0]}.alpha: a student is not taught by its own predictions; set it to 0"
+                )
             if own := [n for n, t in self.distill.items() if t.teacher in (None, t.student)]:
-                raise ValueError(f"distill.{own[0]}.teacher: with teacher.source self, name another module of the student")
+                raise ValueError(
+                    f"distill.{own[0]}.teacher: with teacher.source self, name another module of the student"
+                )
         for name, term in self.distill.items():
             if (len(self.teachers) > 1) if term.of is None else (term.of not in self.teachers):
-                known = did_you_mean(term.of or "", self.teachers) if self.teachers else "there is only one; leave it out"
-                raise ValueError(
-                    f"distill.{name}.of: " + (f"no teacher '{term.of}'; {known}" if term.of else f"which teacher? {known}")
+                known = (
+                    did_you_mean(term.of or "", self.teachers)
+                    if self.teachers
+                    else "there is only one; leave it out"
                 )
-        for key_path, teacher in {"teacher": self.teacher, **{f"teachers.{n}": t for n, t in self.teachers.items()}}.items():
+                raise ValueError(
+                    f"distill.{name}.of: "
+                    + (f"no teacher '{term.of}'; {known}" if term.of else f"which teacher? {known}")
+                )
+        for key_path, teacher in {
+            "teacher": self.teacher,
+            **{f"teachers.{n}": t for n, t in self.teachers.items()},
+        }.items():
             if teacher is not None:
                 self._teacher_fits(key_path, teacher)
         stride = max(self.model.strides)
         if self.model.start is None and any(n % stride for n in self.data.input_size):
-            raise ValueError(f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, {stride}")
+            raise ValueError(
+                f"data.input_size: {list(self.data.input_size)} are not multiples of the largest stride, "
+                f"{stride}"
+            )
         return self
 
     def _teacher_fits(self, key_path: str, teacher: Teacher) -> None:
@@ -239,18 +273,26 @@ class Config(Section):
         for key in ("floor", "tasks", "map"):
             if unknown := set(getattr(teacher, key) or ()) - set(self.tasks):
                 raise ValueError(
-                    f"{key_path}.{key}.{min(unknown)}: there is no such task; {did_you_mean(min(unknown), self.tasks)}"
+                    f"{key_path}.{key}.{min(unknown)}: there is no such task; "
+                    f"{did_you_mean(min(unknown), self.tasks)}"
                 )
         for key in ("floor", "map", "outputs"):
-            if unused := [name for name in getattr(teacher, key) if teacher.tasks is not None and name not in teacher.tasks]:
+            if unused := [
+                name
+                for name in getattr(teacher, key)
+                if teacher.tasks is not None and name not in teacher.tasks
+            ]:
                 raise ValueError(
-                    f"{key_path}.{key}.{unused[0]}: {key_path}.tasks leaves '{unused[0]}' out; change one of them"
+                    f"{key_path}.{key}.{unused[0]}: {key_path}.tasks leaves '{unused[0]}' out; change one of "
+                    f"them"
                 )
         if teacher.floor and teacher.is_own:
             raise ValueError(
-                f"{key_path}.floor: the source '{teacher.source}' has nothing to measure before training; leave it out"
+                f"{key_path}.floor: the source '{teacher.source}' has nothing to measure before training; "
+                f"leave it out"
             )
         if teacher.floor and not self.train.check:
             raise ValueError(
-                f"{key_path}.floor: train.check is false, so it would not be looked at; set one of them otherwise"
+                f"{key_path}.floor: train.check is false, so it would not be looked at; set one of them "
+                f"otherwise"
             )

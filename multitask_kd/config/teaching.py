@@ -20,8 +20,8 @@ class Soft(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the loss, e.g. temperature, which may be a schedule."""
     through: Literal["student", "teacher"] = "student"
-    """Whose head makes the prediction that is compared with the teacher's: the student's own, or the teacher's frozen one on the
-    student's pyramid (CrossKD, Wang et al., 2024)."""
+    """Whose head makes the prediction that is compared with the teacher's: the student's own, or the
+    teacher's frozen one on the student's pyramid (CrossKD, Wang et al., 2024)."""
 
 
 class Task(Section):
@@ -58,9 +58,9 @@ class Term(Section):
     """A loss between a module of the student and one of the teacher, added to the total with its weight."""
 
     student: str
-    """Module of the student whose output is compared, by dotted path as in named_modules(): neck.p3 (the level of stride 8),
-    heads.seg (logits), heads.det.box_tower, backbone.<as the encoder names it>; the error for an unknown path
-    names the nearest one."""
+    """Module of the student whose output is compared, by dotted path as in named_modules(): neck.p3 (the
+    level of stride 8), heads.seg (logits), heads.det.box_tower, backbone.<as the encoder names it>; the error
+    for an unknown path names the nearest one."""
     teacher: str | None = None
     """Module of the teacher; null is the same path."""
     of: str | None = None
@@ -105,9 +105,11 @@ class TeacherInput(Section):
     scale: Positive = 1.0
     """The largest pixel value that the network expects: 1 or 255."""
     mean: tuple[Number, Number, Number] | None = None
-    """Mean of red, green, blue in that range; null: what the source knows, else ImageNet's (0.485, 0.456, 0.406 times scale)."""
+    """Mean of red, green, blue in that range; null: what the source knows, else ImageNet's (0.485, 0.456,
+    0.406 times scale)."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Standard deviation, likewise; null: what the source knows, else ImageNet's (0.229, 0.224, 0.225 times scale)."""
+    """Standard deviation, likewise; null: what the source knows, else ImageNet's (0.229, 0.224, 0.225 times
+    scale)."""
     order: Literal["rgb", "bgr"] = "rgb"
     """Order of the colours."""
 
@@ -119,9 +121,15 @@ class TeacherInput(Section):
         for key in ("mean", "std"):
             values, pixels = list(getattr(self, key) or ()), f"pixels of 0 to {self.scale:g}"
             if any(abs(v) > self.scale for v in values):
-                raise ValueError(f"{key}: {values} does not fit {pixels}; is scale {'255' if self.scale == 1 else 'right'}?")
+                raise ValueError(
+                    f"{key}: {values} does not fit {pixels}; is scale "
+                    f"{'255' if self.scale == 1 else 'right'}?"
+                )
             if self.scale >= 100 and any(0 < abs(v) < 1 for v in values):
-                raise ValueError(f"{key}: {values} is of pixels of 0 to 1, not {pixels}; give mean and std in the range of scale")
+                raise ValueError(
+                    f"{key}: {values} is of pixels of 0 to 1, not {pixels}; give mean and std in the range "
+                    f"of scale"
+                )
         return self
 
 
@@ -132,9 +140,14 @@ def _names_by_task(value: Any) -> Any:
         return value
     for task, names in value.items():
         if not isinstance(names, (list, tuple)) or not names:
-            raise ValueError(f"{task}: a list of class names, in the network's order, is needed, not {names!r}")
+            raise ValueError(
+                f"{task}: a list of class names, in the network's order, is needed, not {names!r}"
+            )
         if odd := [n for n in names if not isinstance(n, str)]:
-            raise ValueError(f"{task}: {odd[0]!r} is no name; write names, in quotes where YAML takes them for something else")
+            raise ValueError(
+                f"{task}: {odd[0]!r} is no name; write names, in quotes where YAML takes them for something "
+                f"else"
+            )
     return value
 
 
@@ -154,20 +167,26 @@ class Teacher(Section):
     tasks: tuple[str, ...] | None = None
     """The tasks that it teaches; null: every task with an alpha above 0 that it predicts."""
     input: TeacherInput = TeacherInput()
-    classes: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_names_by_task), BeforeValidator(without_null)] = Field(
-        default_factory=dict
-    )
+    classes: Annotated[
+        dict[str, tuple[str, ...]], BeforeValidator(_names_by_task), BeforeValidator(without_null)
+    ] = Field(default_factory=dict)
     """By task: its class names in its order; needed unless the source knows them. They are matched to the
     student's by name."""
-    map: Annotated[dict[str, dict[str, str | None]], BeforeValidator(without_null)] = Field(default_factory=dict)
-    """By task: its class names -> the student's, where they differ; several may become one, null leaves a class out."""
+    map: Annotated[dict[str, dict[str, str | None]], BeforeValidator(without_null)] = Field(
+        default_factory=dict
+    )
+    """By task: its class names -> the student's, where they differ; several may become one, null leaves a
+    class out."""
     outputs: Annotated[dict[str, dict[str, Any]], BeforeValidator(without_null)] = Field(default_factory=dict)
     """By task: which part of the network's return value is the prediction, and in which form; null:
     recognised by its shape."""
     amp: Literal["auto", "none", "bf16", "fp16"] = "auto"
     """Precision of the teacher's forward; auto: bf16 where the hardware multiplies it natively, else none."""
-    floor: Annotated[dict[str, Annotated[float, Field(ge=0, le=100)]], BeforeValidator(without_null)] = Field(default_factory=dict)
-    """By task: the least main metric (mIoU, mAP, ..., in percent) on `check_images` validation images; a worse teacher stops the run."""
+    floor: Annotated[dict[str, Annotated[float, Field(ge=0, le=100)]], BeforeValidator(without_null)] = Field(
+        default_factory=dict
+    )
+    """By task: the least main metric (mIoU, mAP, ..., in percent) on `check_images` validation images; a
+    worse teacher stops the run."""
     check_images: Count = 32
     """Validation images on which the check before a run measures the teacher."""
 
@@ -190,7 +209,8 @@ class Teacher(Section):
                 raise ValueError(f"{key}: the source '{self.source}' {why}; leave it out")
         if self.source == "checkpoint" and self.input != TeacherInput(size=self.input.size):
             raise ValueError(
-                "input: a checkpoint of this package knows its mean, std, order and scale; only size can be given"
+                "input: a checkpoint of this package knows its mean, std, order and scale; only size can be "
+                "given"
             )
         return self
 

@@ -20,12 +20,14 @@ class Sample:
     """One image and its labels; a layout gives them at the original size.
 
     image: uint8 [H,W,3] RGB.
-    labels: by the label's name; a name that is missing is not labelled in this image. What a label is depends on its kind:
+    labels: by the label's name; a name that is missing is not labelled in this image. What a label is depends
+    on its kind:
         semantic: uint8 [H,W] class indices, ``IGNORE`` where nothing is known;
         detection: ``BoxLabels`` (without rows: labelled, and the image has no object);
         classification: int, the class index;
         depth: float32 [H,W] in metres, 0 where it is not known.
-    known: by the label's name, bool [C]: the classes that are labelled in this image at all; missing: all of them.
+    known: by the label's name, bool [C]: the classes that are labelled in this image at all; missing: all of
+    them.
     """
 
     image: np.ndarray
@@ -36,8 +38,10 @@ class Sample:
 class Layout:
     """A data set on disk. A subclass is one file in layouts/, registered with ``@LAYOUTS.register("name")``.
 
-    Its keyword-only parameters are its options in YAML; a UserError of its ``__init__`` begins with the option's name.
-    ``classes``: by the name of each label that the set gives, its class names in index order (empty for a kind without classes);
+    Its keyword-only parameters are its options in YAML; a UserError of its ``__init__`` begins with the
+    option's name.
+    ``classes``: by the name of each label that the set gives, its class names in index order (empty for a
+    kind without classes);
     ``kinds``: the kind of each. ``add_label`` fills both. ``faults`` counts what was dropped or repaired, by
     a description in the plural. ``seen``: by label, int64 [C], how often each class occurs in the set, where
     that is known without reading images. ``wanted``: names of the labels that a run uses, None for all;

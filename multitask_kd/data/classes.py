@@ -148,7 +148,8 @@ class IndexMasks:
         return self._there is None or bool(self._there[index])
 
     def read(self, name: str, image: np.ndarray, image_path: str) -> np.ndarray:
-        """uint8 [H,W] class indices, IGNORE where void, of the mask ``name`` of ``image`` [H,W,3]. Raises UserError."""
+        """uint8 [H,W] class indices, IGNORE where void, of the mask ``name`` of ``image`` [H,W,3]. Raises
+        UserError."""
         path = os.path.join(self.folder, name)
         stored = self.files.mask(path)
         require_same_size(stored, path, image, image_path)

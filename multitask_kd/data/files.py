@@ -1,4 +1,5 @@
-"""Files of a data set: paths, class lists, existence, decoding of images and index masks, and the decode cache."""
+"""Files of a data set: paths, class lists, existence, decoding of images and index masks, and the decode
+cache."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def read_lines(path: str, option: str) -> list[str]:
     try:
         return [line.strip() for line in read_bytes(path, option).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(f"{option}: '{path}' is not a text file in UTF-8 ({error.reason}); save it as one") from None
+        raise UserError(
+            f"{option}: '{path}' is not a text file in UTF-8 ({error.reason}); save it as one"
+        ) from None
 
 
 def read_json(path: str, option: str) -> Any:
@@ -69,17 +72,24 @@ def read_json(path: str, option: str) -> Any:
     try:
         return json.loads(read_bytes(path, option))
     except UnicodeDecodeError as error:
-        raise UserError(f"{option}: '{path}' is not valid JSON, it is not UTF-8 ({error.reason}); replace it") from None
+        raise UserError(
+            f"{option}: '{path}' is not valid JSON, it is not UTF-8 ({error.reason}); replace it"
+        ) from None
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{option}: '{path}' is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+            f"{option}: '{path}' is not valid JSON: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}; "
             "mend or replace the file"
         ) from None
 
 
 def unique_names(names: Any, where: str) -> tuple[str, ...]:
     """``names`` as a tuple. Raises UserError unless they are a list of different, non-empty strings."""
-    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) and name for name in names):
+    if (
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(isinstance(name, str) and name for name in names)
+    ):
         raise UserError(f"{where}: a list of class names is needed, not {names!r}")
     if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise UserError(f"{where}: '{repeated[0]}' is there twice; names tell classes apart, so rename one")
@@ -97,14 +107,18 @@ def read_names(path: str, option: str, root: str = "") -> tuple[str, Any]:
 
 
 def class_names(
-    given: Sequence[str] | Mapping[int, str] | str, void: Sequence[int] | None, root: str = "", where: str = "seg_classes"
+    given: Sequence[str] | Mapping[int, str] | str,
+    void: Sequence[int] | None,
+    root: str = "",
+    where: str = "seg_classes",
 ) -> tuple[str, ...]:
     """Names in index order, without the void indices of a mask: ``void`` and 255.
 
     void: None where the names are not those of a mask, so that 255 is an index like any other.
     given: a list, a mapping index -> name, a JSON file with either, or a text file (.txt) with one name per
     line.
-    where: the option's name. Raises UserError when the indices that remain are not 0, 1, 2, ..., or two names are the same.
+    where: the option's name. Raises UserError when the indices that remain are not 0, 1, 2, ..., or two names
+    are the same.
     """
     if isinstance(given, str):
         where, given = read_names(given, where, root)
@@ -120,7 +134,8 @@ def class_names(
         if index != key:
             why = "is void" if index in left_out else "has no name"
             raise UserError(
-                f"{where}: index {index} {why}, but '{names[key]}' follows at {key}; classes must be 0, 1, 2, ... "
+                f"{where}: index {index} {why}, but '{names[key]}' follows at {key}; classes must be 0, 1, "
+                f"2, ... "
                 "without a gap: name the index, or renumber the masks so that void comes last"
             )
     return unique_names(list(names.values()), where)
@@ -168,7 +183,8 @@ def list_files(folder: str, option: str, endings: tuple[str, ...], what: str) ->
     """Files under ``folder`` and its subfolders, relative to it with "/", sorted; hidden files and folders
     are skipped.
 
-    endings: in lower case, e.g. ".jpg". Raises UserError naming ``option`` when the folder is absent or holds none.
+    endings: in lower case, e.g. ".jpg". Raises UserError naming ``option`` when the folder is absent or holds
+    none.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{option}: folder '{folder}' does not exist; check the path and `root`")
@@ -205,7 +221,8 @@ def require_same_size(
     """
     if labels.shape[:2] != image.shape[:2]:
         raise UserError(
-            f"{what} '{path}' is {size_text(labels)}, but image '{image_path}' is {size_text(image)} (width x height); "
+            f"{what} '{path}' is {size_text(labels)}, but image '{image_path}' is {size_text(image)} (width "
+            f"x height); "
             f"make them the same size ({kind}: nearest neighbour only)"
         )
 
@@ -224,14 +241,16 @@ def decode_image(path: str) -> np.ndarray:
 
 
 def decode_mask(path: str) -> np.ndarray:
-    """uint8 [H,W] class indices of a mask: greyscale of 1 to 16 bits, or a palette PNG (its indices, no colours).
+    """uint8 [H,W] class indices of a mask: greyscale of 1 to 16 bits, or a palette PNG (its indices, no
+    colours).
 
     Raises UserError naming a file that is absent, truncated, in colour, or with an index above 255.
     """
     with _Opened(path, "mask") as image:
         if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
             raise UserError(
-                f"mask '{path}' is a colour image ({image.mode}), but index PNGs are needed: one channel, or a "
+                f"mask '{path}' is a colour image ({image.mode}), but index PNGs are needed: one channel, or "
+                f"a "
                 "palette, whose values are class indices; convert the colours to indices"
             )
         raw = image.tile[0][3] if image.tile else ""
@@ -269,7 +288,8 @@ def _decode_16_bits(path: str, what: str, values: str) -> np.ndarray:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Width and height in pixels from the image's header; its pixels are not decoded. Raises UserError naming the file."""
+    """Width and height in pixels from the image's header; its pixels are not decoded. Raises UserError naming
+    the file."""
     with _Opened(path, "image") as image:
         return image.size
 
@@ -285,7 +305,8 @@ class _Opened:
             return UserError(f"{self.what} '{self.path}' does not exist; restore it or check the path")
         reason = str(error).replace(repr(self.path), "it") or type(error).__name__
         return UserError(
-            f"{self.what} '{self.path}' cannot be decoded ({reason}): truncated, damaged or no image; replace the file"
+            f"{self.what} '{self.path}' cannot be decoded ({reason}): truncated, damaged or no image; "
+            f"replace the file"
         )
 
     def __enter__(self) -> Image.Image:
@@ -317,7 +338,9 @@ class Files:
         try:
             os.makedirs(cache, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cache: folder '{cache}' cannot be made: {error.strerror}; name another") from None
+            raise UserError(
+                f"cache: folder '{cache}' cannot be made: {error.strerror}; name another"
+            ) from None
         if not os.access(cache, os.W_OK | os.X_OK):
             raise UserError(f"cache: folder '{cache}' is not writable; name another or leave `cache` out")
 
@@ -337,14 +360,18 @@ class Files:
         """uint16 [H,W] disparities as stored; see ``decode_disparity``."""
         return self._read(path, "disparity", decode_disparity, 2, np.uint16)
 
-    def _read(self, path: str, kind: str, decode: Callable[[str], np.ndarray], ndim: int, dtype: type) -> np.ndarray:
+    def _read(
+        self, path: str, kind: str, decode: Callable[[str], np.ndarray], ndim: int, dtype: type
+    ) -> np.ndarray:
         if self.cache is None:
             return decode(path)
         try:
             stat = os.stat(path)
         except OSError:
             return decode(path)  # raises the UserError
-        key = f"{kind}\n{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}".encode(errors="surrogateescape")
+        key = f"{kind}\n{os.path.abspath(path)}\n{stat.st_size}\n{stat.st_mtime_ns}".encode(
+            errors="surrogateescape"
+        )
         cached = os.path.join(self.cache, hashlib.blake2b(key, digest_size=16).hexdigest() + ".npy")
         array = _load(cached, ndim, dtype)
         if array is None:
@@ -358,7 +385,8 @@ class Files:
                 np.save(file, array, allow_pickle=False)
         except OSError as error:
             raise UserError(
-                f"cache: '{self.cache}' cannot be written: {error.strerror or error}; free space, name another "
+                f"cache: '{self.cache}' cannot be written: {error.strerror or error}; free space, name "
+                f"another "
                 "folder or leave `cache` out"
             ) from None
 

@@ -60,7 +60,10 @@ class Video:
         self.path = path
         self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened():
-            raise UserError(f"video '{path}' cannot be opened: damaged, empty, or of a codec that OpenCV does not have; convert it")
+            raise UserError(
+                f"video '{path}' cannot be opened: damaged, empty, or of a codec that OpenCV does not have; "
+                f"convert it"
+            )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = float(rate) if 0 < rate < 1000 else RATE
         self.count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -92,11 +95,17 @@ class VideoFile:
             self._size = (frame.shape[1] + frame.shape[1] % 2, frame.shape[0] + frame.shape[0] % 2)
             self._writer = cv2.VideoWriter(self.path, cv2.VideoWriter_fourcc(*"mp4v"), self.rate, self._size)
             if not self._writer.isOpened():
-                raise UserError(f"video '{self.path}' cannot be written by this OpenCV; ask for single frames instead")
+                raise UserError(
+                    f"video '{self.path}' cannot be written by this OpenCV; ask for single frames instead"
+                )
         if frame.shape[1::-1] != self._size:
             rows, columns = self._size[1] - frame.shape[0], self._size[0] - frame.shape[1]
             fits = 0 <= rows <= 1 and 0 <= columns <= 1
-            frame = np.pad(frame, ((0, rows), (0, columns), (0, 0)), "edge") if fits else cv2.resize(frame, self._size)
+            frame = (
+                np.pad(frame, ((0, rows), (0, columns), (0, 0)), "edge")
+                if fits
+                else cv2.resize(frame, self._size)
+            )
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

@@ -20,8 +20,10 @@ MIN_AREA_PX = 4  # a smaller box, at the network's size, is left out
 class BoxLabels:
     """The labelled objects of one image.
 
-    boxes: float32 [M,4] x1,y1,x2,y2 in pixels. classes: int64 [M]. crowd: bool [M], COCO's ``iscrowd``; None: none is one.
-    area: float32 [M], object area in pixels as the annotation gives it (COCO's size bins use it); None: the boxes' own.
+    boxes: float32 [M,4] x1,y1,x2,y2 in pixels. classes: int64 [M]. crowd: bool [M], COCO's ``iscrowd``; None:
+    none is one.
+    area: float32 [M], object area in pixels as the annotation gives it (COCO's size bins use it); None: the
+    boxes' own.
     """
 
     boxes: np.ndarray
@@ -75,7 +77,8 @@ class LabelKind(Protocol):
 
     @staticmethod
     def class_table(names: Sequence[str | None], known: Sequence[str]) -> np.ndarray:
-        """The run's class index by the set's: ``names`` are the set's classes as the run calls them, None for one left out."""
+        """The run's class index by the set's: ``names`` are the set's classes as the run calls them, None for
+        one left out."""
 
     @staticmethod
     def renumbered(label: Any, table: np.ndarray) -> Any:
@@ -97,4 +100,5 @@ class LabelKind(Protocol):
 
     @staticmethod
     def packed(labels: Sequence[Any | None], size: tuple[int, int]) -> dict[str, Tensor]:
-        """The labels of a batch (None: not labelled), padded; ``labelled`` bool [B] is among the tensors, all of which have B rows."""
+        """The labels of a batch (None: not labelled), padded; ``labelled`` bool [B] is among the tensors, all
+        of which have B rows."""

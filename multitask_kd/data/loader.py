@@ -75,7 +75,9 @@ class TrainSet(Dataset):
         self.others = {other.size: other for other in others}
 
     def __getitem__(self, slot: Slot) -> Item:
-        sample, index, skipped = read_or_next(self.layout, slot.index, self.pools[slot.pool].indices, self.skip_errors)
+        sample, index, skipped = read_or_next(
+            self.layout, slot.index, self.pools[slot.pool].indices, self.skip_errors
+        )
         if not slot.labelled:
             sample = Sample(sample.image)
         seed = int(np.random.SeedSequence([self.seed, slot.draw, slot.index]).generate_state(1)[0])
@@ -83,8 +85,11 @@ class TrainSet(Dataset):
         return Item(self.transform(sample, seed), index, skipped, others)
 
 
-def read_or_next(layout: Layout, index: int, pool: np.ndarray, skip_errors: bool) -> tuple[Sample, int, str | None]:
-    """Read an image; where it is broken and errors are skipped, the next of ``pool`` (rising indices) that is whole."""
+def read_or_next(
+    layout: Layout, index: int, pool: np.ndarray, skip_errors: bool
+) -> tuple[Sample, int, str | None]:
+    """Read an image; where it is broken and errors are skipped, the next of ``pool`` (rising indices) that is
+    whole."""
     skipped = None
     first = int(np.searchsorted(pool, index))
     for position in range(first, first + len(pool)):
@@ -102,7 +107,9 @@ def collate_train(items: list[Item], tasks: Mapping[str, Packing]) -> tuple[Batc
     """Samples of one size -> padded Batch with targets for ``tasks``, and the messages of skipped files."""
     samples = [item.sample for item in items]
     targets = {name: _target(name, packing, samples) for name, packing in tasks.items()}
-    others = {size: _images([item.teacher_images[size] for item in items]) for size in items[0].teacher_images}
+    others = {
+        size: _images([item.teacher_images[size] for item in items]) for size in items[0].teacher_images
+    }
     indices = torch.tensor([item.index for item in items])
     batch = Batch(_images([s.image for s in samples]), targets, indices, teacher_images=others)
     return batch, [item.skipped for item in items if item.skipped]
@@ -160,7 +167,9 @@ def _start_worker(_: int) -> None:
 
     cv2.setNumThreads(0)  # the loader's processes are the parallelism
     torch.set_num_threads(1)
-    os.setpgid(0, 0)  # Ctrl-C and a group's SIGTERM are for the training process, which still needs batches to end its step
+    os.setpgid(
+        0, 0
+    )  # Ctrl-C and a group's SIGTERM are for the training process, which still needs batches to end its step
 
 
 def _loader(data: Dataset, workers: int, pin: bool, **kwargs) -> DataLoader:
@@ -179,7 +188,9 @@ def train_loader(
     data: TrainSet, stream: BatchStream, tasks: Mapping[str, Packing], *, workers: int, pin: bool
 ) -> DataLoader:
     """Yields (Batch, messages of skipped files), one for every batch of ``stream``."""
-    return _loader(data, workers, pin, batch_sampler=stream, collate_fn=partial(collate_train, tasks=dict(tasks)))
+    return _loader(
+        data, workers, pin, batch_sampler=stream, collate_fn=partial(collate_train, tasks=dict(tasks))
+    )
 
 
 def eval_loader(data: EvalSet, batch_size: int, *, workers: int, pin: bool) -> DataLoader:

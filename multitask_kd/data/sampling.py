@@ -14,7 +14,8 @@ from .sets import Sets, shared_out
 
 @dataclass(frozen=True)
 class Pool:
-    """Images that fill ``share`` slots of every batch, each pass in a fresh order. ``labelled``: their labels are used."""
+    """Images that fill ``share`` slots of every batch, each pass in a fresh order. ``labelled``: their labels
+    are used."""
 
     indices: np.ndarray
     share: int
@@ -50,18 +51,23 @@ def pools(
     unlabelled: bool,
     share: float,
 ) -> list[Pool]:
-    """The pools of all sets; a set has ``weight / sum of weights`` of the slots of every batch, and at least one.
+    """The pools of all sets; a set has ``weight / sum of weights`` of the slots of every batch, and at least
+    one.
 
-    tasks: those of the run. ``share`` of a set's slots goes to its labelled images. Sets without labels are left out unless
-    ``unlabelled``. Raises UserError where the numbers cannot be met.
+    tasks: those of the run. ``share`` of a set's slots goes to its labelled images. Sets without labels are
+    left out unless ``unlabelled``. Raises UserError where the numbers cannot be met.
     """
     bare = [name for name in sets.members if not set(sets.labels(name)) & set(tasks)]
     used = [name for name in sets.members if name not in bare or unlabelled]
     if not used:
-        raise UserError("data.train: it has no labels for a task of this run, and data.unlabelled is false; set it to true")
+        raise UserError(
+            "data.train: it has no labels for a task of this run, and data.unlabelled is false; set it to "
+            "true"
+        )
     if batch_size < len(used):
         raise UserError(
-            f"train.batch_size: {batch_size} leaves no slot for each of {len(used)} sets ({', '.join(used)}); raise it"
+            f"train.batch_size: {batch_size} leaves no slot for each of {len(used)} sets "
+            f"({', '.join(used)}); raise it"
         )
     found = []
     for name, slots in zip(used, shared_out(batch_size, [draws[name].weight for name in used]), strict=True):
@@ -72,10 +78,20 @@ def pools(
         draw = draws[name]
         try:
             own = pools_of_set(
-                len(rows), slots, labelled=draw.labelled, seed=seed, unlabelled=unlabelled, share=share, key=draw.key
+                len(rows),
+                slots,
+                labelled=draw.labelled,
+                seed=seed,
+                unlabelled=unlabelled,
+                share=share,
+                key=draw.key,
             )
         except UserError as error:
-            where = f"; this is the set '{name}' with its {slots} of {batch_size} slots" if len(sets.members) > 1 else ""
+            where = (
+                f"; this is the set '{name}' with its {slots} of {batch_size} slots"
+                if len(sets.members) > 1
+                else ""
+            )
             raise UserError(f"{error}{where}") from None
         found += [Pool(rows[pool.indices], pool.share, pool.labelled) for pool in own]
     return found
@@ -119,7 +135,9 @@ class BatchStream:
 
     def __init__(self, pools: Sequence[Pool], seed: int, start: int, stop: int):
         self.pools, self.seed, self.start, self.stop = list(pools), seed, start, stop
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # by pool: the pass it is in, and that pass's order
+        self._orders: dict[
+            int, tuple[int, np.ndarray]
+        ] = {}  # by pool: the pass it is in, and that pass's order
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -61,18 +61,26 @@ class Sets(Layout):
         labelled = {name: _labelled(self.members[name], classes) for name, classes in named.items()}
         self._join(labelled, order or {})
         self._known = {name: self._known_of(self.members[name], found) for name, found in labelled.items()}
-        self._tables = {name: {task: self._table(task, names) for task, names in found.items()} for name, found in named.items()}
-        self._untouched = {name for name, m in self.members.items() if self._as_it_is(m, named[name], self._known[name])}
+        self._tables = {
+            name: {task: self._table(task, names) for task, names in found.items()}
+            for name, found in named.items()
+        }
+        self._untouched = {
+            name for name, m in self.members.items() if self._as_it_is(m, named[name], self._known[name])
+        }
         self.faults = sum((m.layout.faults for m in self.members.values()), Counter())
 
-    def _join(self, labelled: Mapping[str, Mapping[str, tuple[str, ...]]], order: Mapping[str, Sequence[str]]) -> None:
+    def _join(
+        self, labelled: Mapping[str, Mapping[str, tuple[str, ...]]], order: Mapping[str, Sequence[str]]
+    ) -> None:
         """Fill ``classes`` and ``kinds``: of each task, all classes that any set labels."""
         for name, found in labelled.items():
             for task, names in found.items():
                 kind = self.members[name].layout.kinds[self.members[name].label(task)]
                 if self.kinds.setdefault(task, kind) != kind:
                     raise UserError(
-                        f"{self.members[name].key_path}: its label '{task}' is of kind {kind}, but another set's is "
+                        f"{self.members[name].key_path}: its label '{task}' is of kind {kind}, but another "
+                        f"set's is "
                         f"{self.kinds[task]}; give one of them another name with `labels`"
                     )
                 self.classes[task] = tuple(dict.fromkeys([*self.classes.get(task, ()), *names]))
@@ -92,7 +100,8 @@ class Sets(Layout):
                 _require_same(task, member, names, every, self.members.values(), given=task in self._given)
             elif extra := [n for n in names if n not in every]:
                 raise UserError(
-                    f"{member.key_path}.classes.{task}: '{extra[0]}' is not among the run's classes ({', '.join(every)}); leave "
+                    f"{member.key_path}.classes.{task}: '{extra[0]}' is not among the run's classes "
+                    f"({', '.join(every)}); leave "
                     f"it out, or name all of them in data.classes.{task}"
                 )
             if set(names) != set(every):
@@ -103,7 +112,9 @@ class Sets(Layout):
         every = self.classes[task]
         return self._kinds[task].class_table([n if n in every else None for n in names], every)
 
-    def _as_it_is(self, member: Member, named: Mapping[str, Sequence[str | None]], known: Mapping[str, np.ndarray]) -> bool:
+    def _as_it_is(
+        self, member: Member, named: Mapping[str, Sequence[str | None]], known: Mapping[str, np.ndarray]
+    ) -> bool:
         """Whether the layout's samples need no change for the run."""
         if member.labels or known:
             return False
@@ -125,7 +136,9 @@ class Sets(Layout):
         """Only one of the sets, with the same classes as here."""
         member = self.members[name]
         given = {task: names for task, names in self.classes.items() if task in member.tasks}
-        return Sets({name: member}, kinds=self._kinds, classes=given if self._known[name] else None, order=given)
+        return Sets(
+            {name: member}, kinds=self._kinds, classes=given if self._known[name] else None, order=given
+        )
 
     def labels(self, name: str) -> tuple[str, ...]:
         """The tasks that a set labels."""
@@ -137,7 +150,9 @@ class Sets(Layout):
 
     def offered(self) -> list[str]:
         """The labels that the layouts have, used or not."""
-        return list(dict.fromkeys(label for member in self.members.values() for label in member.layout.classes))
+        return list(
+            dict.fromkeys(label for member in self.members.values() for label in member.layout.classes)
+        )
 
     def known(self, name: str, task: str) -> np.ndarray | None:
         """The classes of a task that a set labels, bool [C]; None: all."""
@@ -233,16 +248,23 @@ def _renamed(member: Member) -> dict[str, tuple[str | None, ...]]:
             what = f"it labels {', '.join(known)}" if known else "it has no labels"
             raise UserError(f"{member.key_path}.{key}: the set has no '{member.label(lacking[0])}'; {what}")
         if unused := [task for task in given if task not in member.tasks]:
-            raise UserError(f"{member.key_path}.{key}.{unused[0]}: '{unused[0]}' is not among the set's tasks; leave it out")
+            raise UserError(
+                f"{member.key_path}.{key}.{unused[0]}: '{unused[0]}' is not among the set's tasks; leave it "
+                f"out"
+            )
     found = {}
     for task in member.tasks:
         names, changes = known[member.label(task)], member.rename.get(task, {})
         where = f"{member.key_path}.rename.{task}"
         if unknown := [n for n in changes if n not in names]:
-            raise UserError(f"{where}: the set has no class '{unknown[0]}'; {did_you_mean(unknown[0], names)}")
+            raise UserError(
+                f"{where}: the set has no class '{unknown[0]}'; {did_you_mean(unknown[0], names)}"
+            )
         found[task] = tuple(changes.get(n, n) for n in names)
         if names and not any(found[task]):
-            raise UserError(f"{where}: every class is left out; leave '{task}' out of the set's tasks instead")
+            raise UserError(
+                f"{where}: every class is left out; leave '{task}' out of the set's tasks instead"
+            )
     return found
 
 
@@ -257,25 +279,42 @@ def _labelled(member: Member, named: Mapping[str, Sequence[str | None]]) -> dict
             where = f"{member.key_path}.classes.{task}"
             raise UserError(f"{where}: the set has no class '{unknown[0]}'; {did_you_mean(unknown[0], own)}")
         if own and not asked:
-            raise UserError(f"{member.key_path}.classes.{task}: names no class; leave '{task}' out of the set's tasks instead")
+            raise UserError(
+                f"{member.key_path}.classes.{task}: names no class; leave '{task}' out of the set's tasks "
+                f"instead"
+            )
         found[task] = asked
     return found
 
 
 def _require_same(
-    task: str, member: Member, own: Sequence[str], known: Sequence[str], members: Iterable[Member], *, given: bool
+    task: str,
+    member: Member,
+    own: Sequence[str],
+    known: Sequence[str],
+    members: Iterable[Member],
+    *,
+    given: bool,
 ) -> None:
     """Raise UserError where a set does not have the run's classes and does not declare which of them it
     labels."""
     if set(own) == set(known):
         return
     lacking, extra = sorted(set(known) - set(own)), sorted(set(own) - set(known))
-    what = "; ".join(filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""]))
+    what = "; ".join(
+        filter(None, [f"lacks {lacking}" if lacking else "", f"has {extra} besides" if extra else ""])
+    )
     others = [m.key_path for m in members if m is not member and task in m.tasks]
-    whose = f"the run's ({', '.join(known)})" if given else f"those of {' and '.join(others)}{' together' if others[1:] else ''}"
+    whose = (
+        f"the run's ({', '.join(known)})"
+        if given
+        else f"those of {' and '.join(others)}{' together' if others[1:] else ''}"
+    )
     only = [name for name in own if name in known]
     raise UserError(
-        f"{member.key_path}: its classes of '{task}' are not {whose}: it {what}. What a set does not label would be taught as "
-        f"background there: say which classes it labels ({member.key_path}.classes.{task}: [{', '.join(only)}]), make them the "
+        f"{member.key_path}: its classes of '{task}' are not {whose}: it {what}. What a set does not label "
+        f"would be taught as "
+        f"background there: say which classes it labels ({member.key_path}.classes.{task}: "
+        f"[{', '.join(only)}]), make them the "
         f"same with rename, or take '{task}' out of the set's tasks"
     )

@@ -30,7 +30,9 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, Geo
     if geometry.content == size == geometry.original:
         return np.ascontiguousarray(image), geometry
     shrinks = height < image.shape[0]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    resized = cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
     padded = np.full((*size, 3), GREY, dtype=np.uint8)
     padded[:height, :width] = resized
     return padded, geometry
@@ -75,7 +77,9 @@ class TrainTransform:
         if not steps:
             steps.append(A.NoOp())  # the corners of boxes need at least one step that takes them
         if brightness:
-            steps.append(A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8))
+            steps.append(
+                A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=brightness, p=0.8)
+            )
         if color:
             hue, saturation = round(color * 18), round(color * 255)  # in OpenCV's units: 180 and 255 a turn
             steps.append(A.HueSaturationValue(hue, saturation, 0, p=0.5))
@@ -86,11 +90,13 @@ class TrainTransform:
         self.compose = A.Compose(steps, keypoint_params=corners)
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
-        """``sample`` at the network's size, with the labels of ``kinds``. The same seed gives the same result in any process,
-        labelled or not."""
+        """``sample`` at the network's size, with the labels of ``kinds``. The same seed gives the same result
+        in any process, labelled or not."""
         image, geometry = letterbox(sample.image, self.size)
         labels = {name: label for name, label in sample.labels.items() if name in self.kinds}
-        spatial = {name: self.kinds[name].to_spatial(label, geometry, self.size) for name, label in labels.items()}
+        spatial = {
+            name: self.kinds[name].to_spatial(label, geometry, self.size) for name, label in labels.items()
+        }
         given = {"image": image}
         if maps := [m for one in spatial.values() for m in one.maps]:
             given["masks"] = maps
@@ -101,7 +107,10 @@ class TrainTransform:
         # and colour would be correlated.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         moved = self.compose(**given)
-        maps, points = iter(moved.get("masks", ())), np.asarray(moved.get("keypoints", ()), np.float32).reshape(-1, 2) + 0.5
+        maps, points = (
+            iter(moved.get("masks", ())),
+            np.asarray(moved.get("keypoints", ()), np.float32).reshape(-1, 2) + 0.5,
+        )
         found, at = {}, 0
         for name, one in spatial.items():
             # the library stacks all maps, in the widest of their types

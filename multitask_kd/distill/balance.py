@@ -82,7 +82,8 @@ class Uncertainty(Balance):
 
 @BALANCES.register("dwa")
 class DWA(Balance):
-    """Dynamic weight average (Liu et al., CVPR 2019): factor_g = G * softmax over the G groups of r_g / temperature.
+    """Dynamic weight average (Liu et al., CVPR 2019): factor_g = G * softmax over the G groups of r_g /
+    temperature.
 
     r_g = mean weighted loss_g of the last window divided by that of the window before it: a loss that falls
     slowly gets more weight. every: forward passes per window (the paper's epoch). Factors are 1 in the first
@@ -154,7 +155,9 @@ class GradientNorm(Balance):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1e6:
                 raise ValueError(f"share.{name}: {value!r} is not a number above 0 (and at most 1e6)")
         if not 1 <= every <= 10**9 or not 0 <= momentum < 1:
-            raise ValueError(f"every: {every} must be at least 1 (and at most 1e9), momentum: {momentum} in [0, 1)")
+            raise ValueError(
+                f"every: {every} must be at least 1 (and at most 1e9), momentum: {momentum} in [0, 1)"
+            )
         if "hard" not in self.groups:
             raise ValueError("there is no hard loss to measure the others against; use fixed weights")
         self.shares, self.every, self.momentum = shares, every, momentum
@@ -166,17 +169,23 @@ class GradientNorm(Balance):
             if self.steps % self.every == 0 and "hard" in sums:
                 self._measure(sums, shared)
             self.steps += 1
-        return {g: self.factor[self.groups.index(g)] if g in self.shares and self._known(g) else 1.0 for g in sums}
+        return {
+            g: self.factor[self.groups.index(g)] if g in self.shares and self._known(g) else 1.0 for g in sums
+        }
 
     def _known(self, group: str) -> bool:
         return bool(self.factor[self.groups.index(group)] > 0)
 
     def _measure(self, sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> None:
         norms = {g: vector.norm() for g, vector in gradients(sums, shared).items()}
-        if still := [g for g in ("hard", *self.shares) if g in norms and norms[g] == 0 and not self._known(g)]:
+        if still := [
+            g for g in ("hard", *self.shares) if g in norms and norms[g] == 0 and not self._known(g)
+        ]:
             raise UserError(
-                f"balance.options.share: the gradient of '{still[0]}' does not reach the maps that the encoder gives the neck (it "
-                "acts before them, or its weight is 0), so no share of it can be had; give shares by name and leave it out"
+                f"balance.options.share: the gradient of '{still[0]}' does not reach the maps that the "
+                f"encoder gives the neck (it "
+                "acts before them, or its weight is 0), so no share of it can be had; give shares by name "
+                "and leave it out"
             )
         if not 0 < float(norms["hard"]) < math.inf:
             return
@@ -190,11 +199,15 @@ class GradientNorm(Balance):
 
 
 def gradients(sums: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The gradient of each group at the ``shared`` tensors, as one vector; zeros where it does not reach them."""
+    """The gradient of each group at the ``shared`` tensors, as one vector; zeros where it does not reach
+    them."""
     found = {}
     for name, loss in sums.items():
         parts = torch.autograd.grad(loss, list(shared), retain_graph=True, allow_unused=True)
-        flat = [(torch.zeros_like(s) if p is None else p).flatten().float() for p, s in zip(parts, shared, strict=True)]
+        flat = [
+            (torch.zeros_like(s) if p is None else p).flatten().float()
+            for p, s in zip(parts, shared, strict=True)
+        ]
         found[name] = torch.cat(flat)
     return found
 

@@ -13,8 +13,8 @@ class CrossHead(nn.Module):
 
     The soft loss then trains the student's features only, and does not pull its head between labels and
     teacher. levels: by stride, the path of the student's level; widths: by stride, the channels of the
-    student's level and of the teacher's. The head belongs to the teacher: it is not registered as a submodule, so it is
-    neither trained nor saved.
+    student's level and of the teacher's. The head belongs to the teacher: it is not registered as a
+    submodule, so it is neither trained nor saved.
     """
 
     def __init__(self, head: nn.Module, levels: Mapping[int, str], widths: Mapping[int, tuple[int, int]]):

@@ -19,8 +19,8 @@ from .term import Term
 
 
 class Soft(NamedTuple):
-    """A task's soft loss: its registered name, the loss, the teacher's head through which the student is compared (None: its own),
-    and the classes that the teachers know (rising; None: all)."""
+    """A task's soft loss: its registered name, the loss, the teacher's head through which the student is
+    compared (None: its own), and the classes that the teachers know (rising; None: all)."""
 
     name: str
     loss: SoftLoss
@@ -70,12 +70,16 @@ class Distiller(nn.Module):
         self.tasks = dict(tasks)
         self.soft_names = {task: part.name for task, part in soft.items()}
         self.soft = nn.ModuleDict({task: part.loss for task, part in soft.items()})
-        self.through = nn.ModuleDict({task: part.through for task, part in soft.items() if part.through is not None})
+        self.through = nn.ModuleDict(
+            {task: part.through for task, part in soft.items() if part.through is not None}
+        )
         self.known = {task: part.known for task, part in soft.items()}
         self.terms = nn.ModuleDict(terms or {})
         self.balance = balance
         self.own_teacher, self.unlabelled = own_teacher, tuple(unlabelled)
-        paths = [t.student for t in self.terms.values()] + [path for c in self.through.values() for path in c.levels.values()]
+        paths = [t.student for t in self.terms.values()] + [
+            path for c in self.through.values() for path in c.levels.values()
+        ]
         if own_teacher:
             paths += [t.teacher for t in self.terms.values()]
         self.tapped = Tapped(student, paths)
@@ -91,7 +95,12 @@ class Distiller(nn.Module):
             setattr(owner, attribute, schedule(progress))
 
     def hard_names(self) -> list[str]:
-        return [f"{name}.hard.{loss}" for name, t in self.tasks.items() if name not in self.unlabelled for loss in t.weights]
+        return [
+            f"{name}.hard.{loss}"
+            for name, t in self.tasks.items()
+            if name not in self.unlabelled
+            for loss in t.weights
+        ]
 
     def loss_names(self) -> list[str]:
         soft = [f"{task}.soft.{loss}" for task, loss in self.soft_names.items()]
@@ -117,14 +126,21 @@ class Distiller(nn.Module):
         if self.own_teacher:
             teacher = ModelOutput({}, taps)
         if teacher is None and (self.soft or self.terms):
-            raise ValueError(f"'{next(iter([*self.soft, *self.terms]))}' is learnt from a teacher, but the step has none")
+            raise ValueError(
+                f"'{next(iter([*self.soft, *self.terms]))}' is learnt from a teacher, but the step has none"
+            )
         size = tuple(batch.images.shape[2:])
-        soft_preds = {name: self.through[name](taps) if name in self.through else output.preds[name] for name in self.soft}
+        soft_preds = {
+            name: self.through[name](taps) if name in self.through else output.preds[name]
+            for name in self.soft
+        }
         losses = self.compare(output.preds, soft_preds, batch, teacher)
         for name, term in self.terms.items():
             target = batch.targets.get(term.task) if term.task else None
             own = _tap(taps, term.student, f"distill.{name}.student")
-            losses[f"distill.{name}"] = term(own, _tap(teacher.taps, term.teacher, f"distill.{name}.teacher"), size, target)
+            losses[f"distill.{name}"] = term(
+                own, _tap(teacher.taps, term.teacher, f"distill.{name}.teacher"), size, target
+            )
         return Distilled(losses, _detached(output.preds), _detached(soft_preds), output.shared, taps)
 
     def compare(
@@ -135,7 +151,8 @@ class Distiller(nn.Module):
         teacher: ModelOutput | None,
         rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The hard and soft losses of predictions. A task that is missing in the batch's targets has no hard losses.
+        """The hard and soft losses of predictions. A task that is missing in the batch's targets has no hard
+        losses.
 
         preds: the student's; soft_preds: those that soft losses compare with the teacher's. rows: long, the
         rows of the predictions that belong to the images of ``batch``; None: all rows.
@@ -146,9 +163,13 @@ class Distiller(nn.Module):
             pick = (lambda pred: pred) if rows is None else lambda pred, t=task: t.select(pred, rows)
             target = batch.targets.get(name)
             if target is not None:
-                losses |= {f"{name}.hard.{k}": v for k, v in task.losses(pick(preds[name]), target, size).items()}
+                losses |= {
+                    f"{name}.hard.{k}": v for k, v in task.losses(pick(preds[name]), target, size).items()
+                }
             if name in self.soft:
-                losses[f"{name}.soft.{self.soft_names[name]}"] = self.soft_loss(name, pick(soft_preds[name]), teacher, batch, rows)
+                losses[f"{name}.soft.{self.soft_names[name]}"] = self.soft_loss(
+                    name, pick(soft_preds[name]), teacher, batch, rows
+                )
         return losses
 
     def soft_loss(

@@ -1,4 +1,5 @@
-"""Objective: named losses -> total = sum_k ratio_k * [(1 - alpha_k) * hard_k + alpha_k * soft_k] + sum_f weight_f * feature_f."""
+"""Objective: named losses -> total = sum_k ratio_k * [(1 - alpha_k) * hard_k + alpha_k * soft_k] + sum_f
+weight_f * feature_f."""
 
 from __future__ import annotations
 
@@ -23,10 +24,12 @@ def scheduled(weight: Weight) -> Schedule:
 def task_weights(
     task: str, hard: Mapping[str, float], soft: tuple[str, Weight] | None, *, ratio: Weight, alpha: Weight
 ) -> dict[str, Schedule]:
-    """The weight in the total of each loss of one task; ``soft`` is the loss's name and its factor, None where alpha is 0."""
+    """The weight in the total of each loss of one task; ``soft`` is the loss's name and its factor, None
+    where alpha is 0."""
     ratio, alpha = scheduled(ratio), scheduled(alpha)
     weights: dict[str, Schedule] = {
-        f"{task}.hard.{name}": lambda p, w=weight: ratio(p) * (1 - alpha(p)) * w for name, weight in hard.items()
+        f"{task}.hard.{name}": lambda p, w=weight: ratio(p) * (1 - alpha(p)) * w
+        for name, weight in hard.items()
     }
     if soft is not None:
         factor = scheduled(soft[1])
@@ -63,14 +66,18 @@ class Objective:
         """The weight of each loss at ``progress`` of training in [0, 1], without the factors of a balance."""
         return {name: weight(progress) for name, weight in self.weights.items()}
 
-    def __call__(self, losses: Mapping[str, Tensor], progress: float = 0.0, shared: Sequence[Tensor] = ()) -> Weighed:
+    def __call__(
+        self, losses: Mapping[str, Tensor], progress: float = 0.0, shared: Sequence[Tensor] = ()
+    ) -> Weighed:
         """Unweighted scalars -> their weighted sum, and each weighted loss.
 
         progress of training in [0, 1]; shared: the tensors at which a balance measures gradients.
         """
         return self.weigh(losses, self.weights_at(progress), shared)
 
-    def weigh(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]) -> Weighed:
+    def weigh(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], shared: Sequence[Tensor]
+    ) -> Weighed:
         """As ``__call__``, with given ``weights``."""
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
         factors: Mapping[str, Tensor | float] = {}
@@ -88,7 +95,9 @@ class Objective:
 def parts(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of the weighted losses of each ``<task>.hard``, ``<task>.soft``, ``distill.<term>``, without
     the balance's own term and the penalty of sparse training."""
-    return grouped({name: loss for name, loss in weighted.items() if name not in ("balance", "sparse")}, by_part)
+    return grouped(
+        {name: loss for name, loss in weighted.items() if name not in ("balance", "sparse")}, by_part
+    )
 
 
 def gradient_report(weighted: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, float]:

@@ -14,7 +14,8 @@ def constant(value: float) -> Schedule:
 
 
 def linear(start: float, end: float, over: tuple[float, float] = (0.0, 1.0)) -> Schedule:
-    """From ``start`` to ``end`` in a straight line while progress goes through ``over``; flat before and after."""
+    """From ``start`` to ``end`` in a straight line while progress goes through ``over``; flat before and
+    after."""
     return lambda progress: start + (end - start) * _within(progress, over)
 
 

@@ -23,7 +23,8 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 class Tapped:
-    """A context in which the outputs of modules are recorded: ``with Tapped(net, ["neck.p3"]) as taps: net(images)``.
+    """A context in which the outputs of modules are recorded: ``with Tapped(net, ["neck.p3"]) as taps:
+    net(images)``.
 
     The hooks exist only inside the context, so that a copy of the network made outside has none. Of a module
     that is called several times (a convolution shared by levels) the last output is kept; ``calls`` counts
@@ -37,7 +38,9 @@ class Tapped:
         known = dict(model.named_modules())
         for path in self.paths:
             if path not in known or not path:
-                raise UserError(f"{where}: the network has no module '{path}'; {did_you_mean(path, filter(None, known))}")
+                raise UserError(
+                    f"{where}: the network has no module '{path}'; {did_you_mean(path, filter(None, known))}"
+                )
         self._modules = {path: known[path] for path in self.paths}
         self._handles: list[Any] = []
         self._versions: dict[str, int] = {}
@@ -67,6 +70,8 @@ class Tapped:
     def overwritten(self) -> list[str]:
         """Taps of the last pass that a later module (an in-place ReLU) has overwritten; from now on they are
         copied."""
-        changed = [p for p, t in self.taps.items() if isinstance(t, Tensor) and t._version != self._versions[p]]
+        changed = [
+            p for p, t in self.taps.items() if isinstance(t, Tensor) and t._version != self._versions[p]
+        ]
         self.copied |= set(changed)
         return changed

@@ -62,7 +62,11 @@ class Teacher:
 
     def known(self, task: str) -> tuple[int, ...]:
         """The student's classes that it knows."""
-        return self.mappings[task].known if task in self.mappings else tuple(range(len(self.tasks[task].classes)))
+        return (
+            self.mappings[task].known
+            if task in self.mappings
+            else tuple(range(len(self.tasks[task].classes)))
+        )
 
 
 class Subject(NamedTuple):
@@ -75,16 +79,21 @@ class Subject(NamedTuple):
 
 
 class Teachers:
-    """Every teacher of a run, by name. Called with a batch: one ModelOutput, in the student's classes, pixels and cells.
+    """Every teacher of a run, by name. Called with a batch: one ModelOutput, in the student's classes, pixels
+    and cells.
 
     Where several teach a task, their predictions are averaged, each class over those that know it. The name
     of a tap is its module path, with "<teacher>:" before it where there are several teachers.
     """
 
-    def __init__(self, members: Mapping[str, Teacher], subjects: Mapping[str, Subject], size: tuple[int, int]):
+    def __init__(
+        self, members: Mapping[str, Teacher], subjects: Mapping[str, Subject], size: tuple[int, int]
+    ):
         """size: (H, W) of the student's images."""
         self.members, self.subjects, self.size = dict(members), dict(subjects), tuple(size)
-        self.geometries = {name: TeacherGeometry(self.size, tuple(m.size or size)) for name, m in self.members.items()}
+        self.geometries = {
+            name: TeacherGeometry(self.size, tuple(m.size or size)) for name, m in self.members.items()
+        }
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> ModelOutput:
@@ -99,7 +108,11 @@ class Teachers:
             preds[task], ignored = each[0][:2] if len(each) == 1 else self._average(task, subject, each)
             if ignored is not None:
                 ignore_mask[task] = ignored
-        taps = {self.tap_name(name, path): tap for name, output in outputs.items() for path, tap in output.taps.items()}
+        taps = {
+            self.tap_name(name, path): tap
+            for name, output in outputs.items()
+            for path, tap in output.taps.items()
+        }
         return ModelOutput(preds, taps, ignore_mask=ignore_mask, relocated=relocated)
 
     def tap_name(self, teacher: str, path: str) -> str:
@@ -113,7 +126,9 @@ class Teachers:
 
     def known(self, task: str) -> tuple[int, ...]:
         """The student's classes of a task that any of its teachers knows."""
-        return tuple(sorted({k for name in self.subjects[task].teachers for k in self.members[name].known(task)}))
+        return tuple(
+            sorted({k for name in self.subjects[task].teachers for k in self.members[name].known(task)})
+        )
 
     def sizes(self) -> list[tuple[int, int]]:
         """The sizes (H, W), other than the student's, at which teachers need the images of a batch."""
@@ -129,4 +144,6 @@ class Teachers:
 
     def _average(self, task: str, subject: Subject, each: Sequence[TeacherSays]) -> tuple[Any, Tensor | None]:
         known = [self.members[name].known(task) for name in subject.teachers]
-        return subject.task.average([one.pred for one in each], [one.ignore_mask for one in each], known, subject.form)
+        return subject.task.average(
+            [one.pred for one in each], [one.ignore_mask for one in each], known, subject.form
+        )

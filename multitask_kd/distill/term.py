@@ -20,8 +20,9 @@ class Term(nn.Module):
     """``forward(student tap, teacher tap)`` -> unweighted scalar. Its alignment and a loss's generator are
     trained with the student.
 
-    student, teacher: dotted module paths. channels: of the two taps, as maps. align: a learnt 1x1 convolution brings the student's
-    map to the teacher's channels. norm: both maps are normalised (BatchNorm without weights) before the loss.
+    student, teacher: dotted module paths. channels: of the two taps, as maps. align: a learnt 1x1 convolution
+    brings the student's map to the teacher's channels. norm: both maps are normalised (BatchNorm without
+    weights) before the loss.
     size: which map's height and width both get: "smaller", "student" or "teacher". build/distill.py resolves
     a config's "auto". task: the task whose predictions the taps are, where they are compared without
     alignment. geometry: how the images are resized for the teacher, where its input size differs from the
@@ -52,7 +53,11 @@ class Term(nn.Module):
             self.norms = nn.ModuleList([nn.BatchNorm2d(channels[1], **bare) for _ in range(2)])
 
     def forward(
-        self, student: Any, teacher: Any, image_size: tuple[int, int], target: Mapping[str, Tensor] | None = None
+        self,
+        student: Any,
+        teacher: Any,
+        image_size: tuple[int, int],
+        target: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         if self.task:  # predictions of one task: nothing to align, and the loss may use its labels
             return self.loss(student, teacher.detach(), target)

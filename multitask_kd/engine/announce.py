@@ -29,7 +29,9 @@ def announce(run: Run, progress: Progress) -> None:
         count = count_parameters(member.net)
         line += f"; {'teacher' if len(members) == 1 else name}" + (f" {count / 1e6:.2f} M" if count else "")
         line += (
-            f" ({', '.join(task for task, s in run.teachers.subjects.items() if name in s.teachers)})" if len(members) > 1 else ""
+            f" ({', '.join(task for task, s in run.teachers.subjects.items() if name in s.teachers)})"
+            if len(members) > 1
+            else ""
         )
     progress.say(line)
     if len(run.train_layout.members) > 1:
@@ -43,15 +45,20 @@ def sets_lines(run: Run) -> list[str]:
     for name in run.train_layout.members:
         own = [p for p in run.pools if run.train_layout.set_of(p.indices[0]) == name]
         what = " and ".join(task for task in run.train_layout.labels(name) if task in run.tasks)
-        counts = [f"{len(p.indices)} with {what}" if p.labelled else f"{len(p.indices)} without labels" for p in own]
+        counts = [
+            f"{len(p.indices)} with {what}" if p.labelled else f"{len(p.indices)} without labels" for p in own
+        ]
         slots = sum(p.share for p in own)
-        lines.append(f"set {name}: " + (f"{', '.join(counts)}; {slots} slots of every batch" if own else "left out"))
+        lines.append(
+            f"set {name}: " + (f"{', '.join(counts)}; {slots} slots of every batch" if own else "left out")
+        )
     return lines
 
 
 @torch.no_grad()
 def by_set(run: Run, batch: Batch, result: StepResult) -> dict[str, float]:
-    """Where there are several sets: the hard and soft losses of each set's images in the last batch, before the step."""
+    """Where there are several sets: the hard and soft losses of each set's images in the last batch, before
+    the step."""
     if len(run.train_layout.members) == 1:
         return {}
     found = {}

@@ -30,13 +30,14 @@ SETTLE = 10  # steps of every block that are not timed
 
 
 def bench(config: Config, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]:
-    """Time ``rounds`` times: ``steps`` steps of ``train``, then of the bare loop of the same modules on ready batches.
+    """Time ``rounds`` times: ``steps`` steps of ``train``, then of the bare loop of the same modules on ready
+    batches.
 
-    Returns milliseconds and ratios. ``step_over_bare_loop``: the mean step of the one over the mean step of the other, median
-    over rounds, with all of them beside it (many short rounds, because a machine's speed drifts from minute to minute); the
-    bare loop is teacher, student, losses, backward and optimizer. ``loader_over_student``: images a second of the
-    loader alone over those that the student alone, without teacher, trains on.
-    Raises UserError for steps or rounds below 1.
+    Returns milliseconds and ratios. ``step_over_bare_loop``: the mean step of the one over the mean step of
+    the other, median over rounds, with all of them beside it (many short rounds, because a machine's speed
+    drifts from minute to minute); the bare loop is teacher, student, losses, backward and optimizer.
+    ``loader_over_student``: images a second of the loader alone over those that the student alone, without
+    teacher, trains on. Raises UserError for steps or rounds below 1.
     """
     if steps < 1 or rounds < 1:
         raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
@@ -74,8 +75,9 @@ def bench(config: Config, *, steps: int = 20, rounds: int = 9) -> dict[str, Any]
 def step_times(configs: Mapping[str, Config], *, steps: int = 10, rounds: int = 5) -> list[dict[str, Any]]:
     """Milliseconds of a bare step of every config, in turns, so that a machine's moods meet them all alike.
 
-    Returns a row a config: ``name``, ``step_ms`` (median over rounds of the mean of ``steps`` steps), ``over_first``: that over the
-    first config's of the same round, median. Raises UserError for steps or rounds below 1.
+    Returns a row a config: ``name``, ``step_ms`` (median over rounds of the mean of ``steps`` steps),
+    ``over_first``: that over the first config's of the same round, median. Raises UserError for steps or
+    rounds below 1.
     """
     if steps < 1 or rounds < 1:
         raise UserError(f"--steps {steps} --rounds {rounds}: both must be at least 1")
@@ -120,7 +122,8 @@ def _mean_ms(work: Callable[[], Any], times: int, settle: int = SETTLE) -> float
 
 
 def _train_step(config: Config, steps: int) -> float:
-    """Mean milliseconds of ``steps`` steps of the real loop, from its own log, in a folder that is thrown away."""
+    """Mean milliseconds of ``steps`` steps of the real loop, from its own log, in a folder that is thrown
+    away."""
     settle = -(-SETTLE // steps) * steps  # the log's first lines
     with tempfile.TemporaryDirectory() as folder:
         changes = {
@@ -134,7 +137,11 @@ def _train_step(config: Config, steps: int) -> float:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train(config.model_copy(update=changes))
         lines = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
-    speed = next(line["speed/images_per_second"] for line in lines if line["kind"] == "train" and line["step"] == settle + steps)
+    speed = next(
+        line["speed/images_per_second"]
+        for line in lines
+        if line["kind"] == "train" and line["step"] == settle + steps
+    )
     return 1000 * config.train.batch_size * config.train.accumulate / speed
 
 
@@ -157,7 +164,9 @@ class _BareLoop:
     def __init__(self, run: Run, batches: Iterable[Batch]):
         self.run, self.batches = run, itertools.cycle(batches)
         o = run.config.train.optimizer
-        self.optimizer = make_optimizer(run.distiller, name=o.name, lr=1e-5, weight_decay=o.weight_decay, momentum=o.momentum)
+        self.optimizer = make_optimizer(
+            run.distiller, name=o.name, lr=1e-5, weight_decay=o.weight_decay, momentum=o.momentum
+        )
         run.distiller.train()
 
     def _update(self, total: torch.Tensor) -> None:
@@ -170,8 +179,9 @@ class _BareLoop:
         self._update(compute_step(self.run, next(self.batches), 0.0).total)
 
     def tapping(self, steps: int, rounds: int) -> dict[str, float]:
-        """``tapped_step_overhead``: what a step with the terms of ``distill`` takes beyond one without and the terms' own
-        arithmetic, as a share of the one without; the median over rounds. Nothing where there are no terms."""
+        """``tapped_step_overhead``: what a step with the terms of ``distill`` takes beyond one without and
+        the terms' own arithmetic, as a share of the one without; the median over rounds. Nothing where there
+        are no terms."""
         if not self.run.distiller.terms:
             return {}
         found = []
@@ -190,7 +200,9 @@ class _BareLoop:
         members = self.run.teachers.members.values() if self.run.teachers else ()
         before = distiller.terms, distiller.tapped, [member.tapped for member in members]
         distiller.terms = torch.nn.ModuleDict()
-        distiller.tapped = Tapped(distiller.student, [p for c in distiller.through.values() for p in c.levels.values()])
+        distiller.tapped = Tapped(
+            distiller.student, [p for c in distiller.through.values() for p in c.levels.values()]
+        )
         for member in members:
             member.tapped = Tapped(member.net, [])
         try:
@@ -243,7 +255,10 @@ class _BareLoop:
         leaves = {k: p.detach().requires_grad_() for k, p in preds.items()}
         for name, task in run.tasks.items():
             if name in batch.targets:
-                hard = lambda n=name, t=task: sum(t.losses(leaves[n], batch.targets[n], size).values()).backward()  # noqa: E731
+
+                def hard(n=name, t=task) -> None:
+                    sum(t.losses(leaves[n], batch.targets[n], size).values()).backward()
+
                 found[f"{name}.hard"] = self._timed(hard, times)
             if name in run.distiller.soft and name not in run.distiller.through:
                 soft = lambda n=name: run.distiller.soft_loss(n, leaves[n], taught, batch).backward()  # noqa: E731

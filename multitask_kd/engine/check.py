@@ -1,4 +1,5 @@
-"""The proof, on one batch, that a run distils what its config says: every line passes, fails, or asks for a look.
+"""The proof, on one batch, that a run distils what its config says: every line passes, fails, or asks for a
+look.
 
 Nothing of it changes the run: weights, statistics and random states are put back.
 """
@@ -70,9 +71,19 @@ def check_run(run: Run, optimizer: torch.optim.Optimizer) -> Proof:
             pass_ = _Pass(run, batch)
         except (UserError, ValueError) as error:
             return Proof([Line(FAIL, "one step", str(error))], 0.0, _memory_mb(run.device))
-        lines = [*_taps(run, pass_), *_classes(run), *_teacher(run), *_losses(run, pass_), *_pulls(run, pass_)]
+        lines = [
+            *_taps(run, pass_),
+            *_classes(run),
+            *_teacher(run),
+            *_losses(run, pass_),
+            *_pulls(run, pass_),
+        ]
         lines += [*_relocated(run, pass_), *_sparse(run, pass_)]
-        lines += [*_adapters(run, pass_, optimizer), *_optimizer(run, optimizer), _absent_from_checkpoint(run)]
+        lines += [
+            *_adapters(run, pass_, optimizer),
+            *_optimizer(run, optimizer),
+            _absent_from_checkpoint(run),
+        ]
         return Proof(lines, pass_.seconds(), _memory_mb(run.device))
 
 
@@ -118,7 +129,9 @@ class _Pass:
     def __init__(self, run: Run, batch: Batch):
         self.run, self.batch = run, batch
         at = [run.objective.weights_at(k / 20) for k in range(21)]
-        self.largest = {name: max(weights[name] for weights in at) for name in at[0]}  # a schedule may begin or end with 0
+        self.largest = {
+            name: max(weights[name] for weights in at) for name in at[0]
+        }  # a schedule may begin or end with 0
         self.result = self._step()
         self.overwritten = self._overwritten()
         if any(self.overwritten.values()):
@@ -158,14 +171,24 @@ def _taps(run: Run, pass_: _Pass) -> Iterator[Line]:
         what = f"distill.{name} taps"
         taps = {"student": pass_.tap("student", term.student), "teacher": pass_.tap("teacher", term.teacher)}
         if any(calls != 1 for _, calls in taps.values()):
-            counts = ", ".join(f"{side} {getattr(term, side)} fired {calls} times" for side, (_, calls) in taps.items())
-            yield Line(FAIL, what, f"a tap has to fire once in a step: {counts}; tap a module around or inside it")
+            counts = ", ".join(
+                f"{side} {getattr(term, side)} fired {calls} times" for side, (_, calls) in taps.items()
+            )
+            yield Line(
+                FAIL, what, f"a tap has to fire once in a step: {counts}; tap a module around or inside it"
+            )
             continue
-        shown = " and ".join(f"{side} {getattr(term, side)} {list(tap.shape)}" for side, (tap, _) in taps.items())
+        shown = " and ".join(
+            f"{side} {getattr(term, side)} {list(tap.shape)}" for side, (tap, _) in taps.items()
+        )
         yield Line(PASS, what, f"{shown}: {_alignment(term, taps, size)}")
     for side, paths in pass_.overwritten.items():
         for path in paths:
-            yield Line(LOOK, "tap", f"{side} {path} is written over by a module after it (in place); it is copied before that")
+            yield Line(
+                LOOK,
+                "tap",
+                f"{side} {path} is written over by a module after it (in place); it is copied before that",
+            )
 
 
 def _alignment(term: Any, taps: Mapping[str, tuple[Any, int]], size: tuple[int, int]) -> str:
@@ -175,7 +198,11 @@ def _alignment(term: Any, taps: Mapping[str, tuple[Any, int]], size: tuple[int, 
     with torch.no_grad():
         own, other = term.maps(*(tap for tap, _ in taps.values()), size)
         aligned, goal = resized(term.align(own.float()), other.float(), term.size)
-    parts = [] if isinstance(term.align, nn.Identity) else [f"1x1 convolution {own.shape[1]} -> {other.shape[1]} channels"]
+    parts = (
+        []
+        if isinstance(term.align, nn.Identity)
+        else [f"1x1 convolution {own.shape[1]} -> {other.shape[1]} channels"]
+    )
     for who, before, after in (("student", own, aligned), ("teacher", other, goal)):
         if before.shape[2:] != after.shape[2:]:
             parts.append(f"{who} resampled to {after.shape[2]}x{after.shape[3]}")
@@ -188,8 +215,14 @@ def _classes(run: Run) -> Iterator[Line]:
     """How the classes of every teacher meet the student's, by name, in every task that it teaches."""
     if run.teachers is None:
         return
-    for task in [name for name in run.tasks if name in run.distiller.soft or name in compared_heads(run.config)]:
-        who = run.teachers.subjects[task].teachers if task in run.teachers.subjects else list(run.teachers.members)
+    for task in [
+        name for name in run.tasks if name in run.distiller.soft or name in compared_heads(run.config)
+    ]:
+        who = (
+            run.teachers.subjects[task].teachers
+            if task in run.teachers.subjects
+            else list(run.teachers.members)
+        )
         for name in who:
             yield _met(run, task, name, several=len(run.teachers.members) > 1)
 
@@ -214,26 +247,35 @@ def _teacher(run: Run) -> Iterator[Line]:
     """The teachers are in eval, frozen, and as good as the config asks."""
     if run.teachers is None:
         own = run.distiller.own_teacher
-        detail = "the student's own deeper layers" if own else "nothing is distilled: every alpha is 0 and distill has no term"
+        detail = (
+            "the student's own deeper layers"
+            if own
+            else "nothing is distilled: every alpha is 0 and distill has no term"
+        )
         yield Line(PASS if own else LOOK, "teacher", detail)
         return
     for name, member in run.teachers.members.items():
         who = "teacher" if len(run.teachers.members) == 1 else f"teacher {name}"
         training = [path or "the network" for path, module in member.net.named_modules() if module.training]
         learning = [path for path, parameter in member.net.named_parameters() if parameter.requires_grad]
-        detail = f"{training[0]} is in training mode" if training else "none of its modules is in training mode"
+        detail = (
+            f"{training[0]} is in training mode" if training else "none of its modules is in training mode"
+        )
         yield Line(FAIL if training else PASS, f"{who} in eval", detail)
         detail = f"{learning[0]} would learn" if learning else "none of its weights would learn"
         yield Line(FAIL if learning else PASS, f"{who} frozen", detail)
     if run.config.taught_by_average:
-        yield Line(PASS, "teacher's own metric", "the average of the student's weights: nothing to measure yet")
+        yield Line(
+            PASS, "teacher's own metric", "the average of the student's weights: nothing to measure yet"
+        )
         return
     for key_path in run.config.named_teachers:
         yield from _teacher_metrics(run, key_path)
 
 
 def _teacher_metrics(run: Run, key_path: str) -> Iterator[Line]:
-    """What a teacher is worth on some validation images, at its own input size, over the classes that it knows."""
+    """What a teacher is worth on some validation images, at its own input size, over the classes that it
+    knows."""
     section, name = run.config.named_teachers[key_path], teacher_name(key_path)
     member, who = run.teachers.members[name], f"{name}'s"
     tasks = {task: part for task, part in member.tasks.items() if task in run.tasks}
@@ -247,16 +289,26 @@ def _teacher_metrics(run: Run, key_path: str) -> Iterator[Line]:
     )
     for task in section.floor:
         if task not in tasks:
-            yield Line(FAIL, f"{who} {task}", "has a floor, but the teacher has no such task with the student's classes")
+            yield Line(
+                FAIL,
+                f"{who} {task}",
+                "has a floor, but the teacher has no such task with the student's classes",
+            )
     for task, part in tasks.items():
         score = part.main_score(metrics[task], member.known(task))
         shown = f"{part.main_metric} {'-' if score is None else f'{score:.1f}'} on {metrics['images']} validation images"
         floor = section.floor.get(task)
         if floor is None:
-            yield Line(PASS, f"{who} {task}", f"{shown}; no floor is set ({key_path}.floor.{task}=60 would ask for 60)")
+            yield Line(
+                PASS,
+                f"{who} {task}",
+                f"{shown}; no floor is set ({key_path}.floor.{task}=60 would ask for 60)",
+            )
         else:
             good = score is not None and score >= floor
-            yield Line(PASS if good else FAIL, f"{who} {task}", f"{shown}; {key_path}.floor.{task} asks {floor:g}")
+            yield Line(
+                PASS if good else FAIL, f"{who} {task}", f"{shown}; {key_path}.floor.{task} asks {floor:g}"
+            )
 
 
 def _losses(run: Run, pass_: _Pass) -> Iterator[Line]:
@@ -273,12 +325,14 @@ def _losses(run: Run, pass_: _Pass) -> Iterator[Line]:
             elif run.config.taught_by_average:
                 yield Line(LOOK, name, "is exactly 0: the average is still the student itself")
             else:
-                yield Line(FAIL, name, "is exactly 0: student and teacher give the same, or one of them is not used")
+                yield Line(
+                    FAIL, name, "is exactly 0: student and teacher give the same, or one of them is not used"
+                )
 
 
 def _pulls(run: Run, pass_: _Pass) -> Iterator[Line]:
-    """Each part's share of the total and of the gradient, with every weight where its schedule is largest; one that moves nothing
-    in the student fails."""
+    """Each part's share of the total and of the gradient, with every weight where its schedule is largest;
+    one that moves nothing in the student fails."""
     total = float(pass_.result.total.detach())
     if not all(loss.isfinite() for loss in pass_.result.raw.values()):
         return
@@ -302,24 +356,35 @@ def _pulls(run: Run, pass_: _Pass) -> Iterator[Line]:
         elif not _moves(loss, run.distiller.student):
             yield Line(FAIL, group, f"moves no weight of the student ({detail})")
         elif not hard and pull == 0:
-            yield Line(LOOK, group, f"{part:.1f} % of the total; acts before the encoder's maps, where its pull is not measured")
+            yield Line(
+                LOOK,
+                group,
+                f"{part:.1f} % of the total; acts before the encoder's maps, where its pull is not measured",
+            )
         elif not hard and (pull < LITTLE or pull > MUCH) and len(groups) > 1:
             key = f"{group}.weight" if group.startswith("distill.") else f"tasks.{group}.weight"
-            yield Line(LOOK, group, f"{detail}: {'next to nothing' if pull < LITTLE else 'next to everything'}; see {key}")
+            yield Line(
+                LOOK,
+                group,
+                f"{detail}: {'next to nothing' if pull < LITTLE else 'next to everything'}; see {key}",
+            )
         else:
             yield Line(PASS, group, detail)
 
 
 def _relocated(run: Run, pass_: _Pass) -> Iterator[Line]:
-    """A loss that counts background cells like others, where the teacher's are made of scores at other locations."""
+    """A loss that counts background cells like others, where the teacher's are made of scores at other
+    locations."""
     for task, who in pass_.result.teacher.relocated.items() if pass_.result.teacher else ():
         if task not in run.distiller.soft:
             continue
         loss = run.distiller.soft[task]
         if isinstance(loss, DetMSE) and loss.weighting == "none":
             detail = (
-                f"the cells of {' and '.join(sorted(who))} are not the student's: they are matched by location, classes in "
-                "proportion to a cell's best one, also where nothing is, and such cells count like any other; see "
+                f"the cells of {' and '.join(sorted(who))} are not the student's: they are matched by "
+                f"location, classes in "
+                "proportion to a cell's best one, also where nothing is, and such cells count like any "
+                "other; see "
                 f"tasks.{task}.soft.options.weighting: teacher, or the loss det_soft"
             )
             yield Line(LOOK, f"{task}.soft cells", detail)
@@ -336,7 +401,11 @@ def _sparse(run: Run, pass_: _Pass) -> Iterator[Line]:
     if not math.isfinite(share):
         yield Line(FAIL, "sparse", f"the penalty is {float(weighted['sparse'].detach())}")
     elif not LITTLE <= share <= MUCH:
-        yield Line(LOOK, "sparse", f"{detail}: {'next to nothing' if share < LITTLE else 'next to everything'}; see sparse.weight")
+        yield Line(
+            LOOK,
+            "sparse",
+            f"{detail}: {'next to nothing' if share < LITTLE else 'next to everything'}; see sparse.weight",
+        )
     else:
         yield Line(PASS, "sparse", detail)
 
@@ -368,7 +437,9 @@ def _adapters(run: Run, pass_: _Pass, optimizer: torch.optim.Optimizer) -> Itera
             yield Line(FAIL, f"{name} learns", f"{still[0]} gets no gradient")
         else:
             count = sum(p.numel() for p in named.values())
-            yield Line(PASS, f"{name} learns", f"{count} parameters, all in the optimizer and with a gradient")
+            yield Line(
+                PASS, f"{name} learns", f"{count} parameters, all in the optimizer and with a gradient"
+            )
 
 
 def _optimizer(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
@@ -381,7 +452,12 @@ def _optimizer(run: Run, optimizer: torch.optim.Optimizer) -> Iterator[Line]:
         f"{missing[0]} is not in it" if missing else f"holds all {len(held)} tensors that learn",
     )
     if run.teachers is not None:
-        foreign = [name for m in run.teachers.members.values() for name, p in m.net.named_parameters() if id(p) in held]
+        foreign = [
+            name
+            for m in run.teachers.members.values()
+            for name, p in m.net.named_parameters()
+            if id(p) in held
+        ]
         detail = f"holds the teacher's {foreign[0]}" if foreign else "holds nothing of the teacher"
         yield Line(FAIL if foreign else PASS, "optimizer and teacher", detail)
 
@@ -392,7 +468,9 @@ def _absent_from_checkpoint(run: Run) -> Line:
     nets = [member.net for member in run.teachers.members.values()] if run.teachers else []
     own = [value for net in nets for value in (*net.parameters(), *net.buffers())]
     shared = [saved[value.data_ptr()] for value in own if value.numel() and value.data_ptr() in saved]
-    detail = f"{shared[0]} is the teacher's" if shared else f"{len(saved)} tensors, none of them the teacher's"
+    detail = (
+        f"{shared[0]} is the teacher's" if shared else f"{len(saved)} tensors, none of them the teacher's"
+    )
     return Line(FAIL if shared else PASS, "checkpoint", detail)
 
 

@@ -24,7 +24,8 @@ def tasks_of(config: Config) -> dict[str, Task]:
 
 
 def merged_tasks(owners: Mapping[str, Mapping[str, Task]]) -> dict[str, Task]:
-    """The tasks of several networks by name, in the order in which they first occur, those of maps before the rest.
+    """The tasks of several networks by name, in the order in which they first occur, those of maps before the
+    rest.
 
     owners: by what the network is called, its tasks. Raises UserError where one name stands for two kinds.
     """

@@ -47,8 +47,8 @@ def compare(
 
     Args:
         names: one a file; else what tells the paths apart.
-        confidence: from which score in (0,1] a prediction counts (a detector's precision, recall and F1); None:
-            the best for each network.
+        confidence: from which score in (0,1] a prediction counts (a detector's precision, recall and F1);
+            None: the best for each network.
         batch: images in the second timing.
         runs: timed runs.
         command: of the tool, to be written down.

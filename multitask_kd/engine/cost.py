@@ -30,9 +30,11 @@ LIMIT_S = 600  # of the process that measures memory
 
 @torch.no_grad()
 def flops(network: Network) -> int | None:
-    """Floating-point operations of one image's raw predictions: two a multiply-add, convolutions and matrix products alone.
+    """Floating-point operations of one image's raw predictions: two a multiply-add, convolutions and matrix
+    products alone.
 
-    A file that is no module of torch is counted in the network of its ``arch``; None where that is another network.
+    A file that is no module of torch is counted in the network of its ``arch``; None where that is another
+    network.
     """
     net = network.run
     if not isinstance(net, nn.Module):
@@ -60,11 +62,14 @@ def latencies(
 ) -> dict[str, dict[str, float]]:
     """By network: milliseconds of a batch, from float images on the device to raw predictions; no decoding.
 
-    The networks take turns, each after a run that is not timed, so that changes of the machine's load meet all alike.
-    Returns ``median`` and the spread ``p10`` to ``p90`` over ``runs`` timed runs.
+    The networks take turns, each after a run that is not timed, so that changes of the machine's load meet
+    all alike. Returns ``median`` and the spread ``p10`` to ``p90`` over ``runs`` timed runs.
     """
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    images = {n.size: torch.rand(batch, 3, *n.size, device=n.device).contiguous(memory_format=memory) for n in networks.values()}
+    images = {
+        n.size: torch.rand(batch, 3, *n.size, device=n.device).contiguous(memory_format=memory)
+        for n in networks.values()
+    }
     for network in networks.values():
         for _ in range(warm_up):
             network.run(images[network.size])
@@ -92,12 +97,17 @@ def _sync(device: torch.device) -> None:
 
 
 def peak_memory(path: str, *, device: torch.device, threads: int, channels_last: bool) -> float | None:
-    """Megabytes (2^20 bytes) that opening a file leaves and predicting one image takes, in a process of its own.
+    """Megabytes (2^20 bytes) that opening a file leaves and predicting one image takes, in a process of its
+    own.
 
     None, with a warning, where that process fails.
     """
-    asked = json.dumps({"path": path, "device": str(device), "threads": threads, "channels_last": channels_last})
-    here = str(Path(__file__).parents[2])  # in the place of the working folder, which may hold another copy of the project
+    asked = json.dumps(
+        {"path": path, "device": str(device), "threads": threads, "channels_last": channels_last}
+    )
+    here = str(
+        Path(__file__).parents[2]
+    )  # in the place of the working folder, which may hold another copy of the project
     start = "import sys; sys.path[0] = sys.argv[1]; from multitask_kd.engine.footprint import main; main(sys.argv[2])"
     try:
         command = [sys.executable, "-c", start, here, asked]
@@ -105,7 +115,9 @@ def peak_memory(path: str, *, device: torch.device, threads: int, channels_last:
         return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
     except (subprocess.SubprocessError, OSError, ValueError, LookupError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        log.warning("the memory of %s could not be measured: %s", path, lines[-1] if lines else type(error).__name__)
+        log.warning(
+            "the memory of %s could not be measured: %s", path, lines[-1] if lines else type(error).__name__
+        )
         return None
 
 

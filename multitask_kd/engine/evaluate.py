@@ -39,10 +39,13 @@ def evaluating(net: Callable) -> Iterator[None]:
 def predict(
     net: Callable, tasks: Mapping[str, Task], batch: Batch, decode: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """By image, by task: what ``Task.restore`` gives, at the original size. ``batch.truths`` tells the geometry."""
+    """By image, by task: what ``Task.restore`` gives, at the original size. ``batch.truths`` tells the
+    geometry."""
     output = net(batch.images)
     size = tuple(batch.images.shape[2:])
-    decoded = {name: task.decode(output.preds[name], size, **decode.get(name, {})) for name, task in tasks.items()}
+    decoded = {
+        name: task.decode(output.preds[name], size, **decode.get(name, {})) for name, task in tasks.items()
+    }
     return [
         {name: task.restore(decoded[name][i], truth.geometry) for name, task in tasks.items()}
         for i, truth in enumerate(batch.truths)
@@ -59,13 +62,20 @@ def evaluate(
     channels_last: bool = False,
     on_skip: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
-    """{"images": n, "skipped": k, <task>: {metric: percent}}. Of each image only its boxes are kept, 2.4 kB at most."""
-    return figures(*gather(net, tasks, loader, device, decode=decode, channels_last=channels_last, on_skip=on_skip))
+    """{"images": n, "skipped": k, <task>: {metric: percent}}. Of each image only its boxes are kept, 2.4 kB
+    at most."""
+    return figures(
+        *gather(net, tasks, loader, device, decode=decode, channels_last=channels_last, on_skip=on_skip)
+    )
 
 
 def figures(metrics: Mapping[str, Any], images: int, skipped: int) -> dict[str, Any]:
     """What ``evaluate`` returns, of what ``gather`` found."""
-    return {"images": images, "skipped": skipped, **{name: metric.compute() for name, metric in metrics.items()}}
+    return {
+        "images": images,
+        "skipped": skipped,
+        **{name: metric.compute() for name, metric in metrics.items()},
+    }
 
 
 @torch.no_grad()
@@ -112,8 +122,8 @@ def headline(metrics: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str,
 def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> dict[str, Any]:
     """A network from a file on the config's ``data.val``, with the same figures as during its training.
 
-    The network comes from the file alone, a checkpoint or one of tools/export.py; the config gives data, decoding and device.
-    Raises UserError for a network whose classes are not the data's.
+    The network comes from the file alone, a checkpoint or one of tools/export.py; the config gives data,
+    decoding and device. Raises UserError for a network whose classes are not the data's.
     """
     build.check(config)
     on = resolve_device(config.run.device)
@@ -125,7 +135,9 @@ def evaluate_checkpoint(config: Any, path: str, where: str = "--checkpoint") -> 
     return figures(*gather_network(config, network, found))
 
 
-def gather_network(config: Any, network: Network, found: Layout, images: int | None = None) -> tuple[dict[str, Any], int, int]:
+def gather_network(
+    config: Any, network: Network, found: Layout, images: int | None = None
+) -> tuple[dict[str, Any], int, int]:
     """``gather`` of a network on the first ``images`` of ``found``, the config's data.val; None: on all."""
     return gather(
         network.run,
@@ -139,7 +151,8 @@ def gather_network(config: Any, network: Network, found: Layout, images: int | N
 
 
 def check_data(found: Any, arch: Mapping[str, Any], who: str) -> None:
-    """Raise UserError where the layout ``found`` of data.val has other classes than the network ``who``, or none of its tasks."""
+    """Raise UserError where the layout ``found`` of data.val has other classes than the network ``who``, or
+    none of its tasks."""
     classes = {name: task["classes"] for name, task in arch["tasks"].items()}
     shared = [t for t in classes if t in found.classes]
     if not shared:

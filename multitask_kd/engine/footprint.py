@@ -21,10 +21,13 @@ def main(asked: str) -> None:
 
 
 def footprint(asked: dict[str, Any]) -> float:
-    """asked: path, device, threads, channels_last. What the network added to this process at the most, in MB of 2^20 bytes."""
+    """asked: path, device, threads, channels_last. What the network added to this process at the most, in MB
+    of 2^20 bytes."""
     device = torch.device(asked["device"])
     torch.set_num_threads(asked["threads"])
-    with contextlib.suppress(ImportError):  # libraries first, whatever the file is: a network does not pay for them
+    with contextlib.suppress(
+        ImportError
+    ):  # libraries first, whatever the file is: a network does not pay for them
         import onnxruntime  # noqa: F401
     with torch.no_grad():
         _warm(device)

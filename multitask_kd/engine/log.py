@@ -19,7 +19,8 @@ from ..errors import UserError
 
 
 class RunLog:
-    """Scalars of a run, in ``metrics.jsonl`` and ``tensorboard/``. A resumed run drops what was written after its ``step``."""
+    """Scalars of a run, in ``metrics.jsonl`` and ``tensorboard/``. A resumed run drops what was written after
+    its ``step``."""
 
     def __init__(self, folder: Path, step: int = 0):
         self.path = folder / "metrics.jsonl"
@@ -39,7 +40,8 @@ class RunLog:
         return lines
 
     def scalars(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
-        """kind: "train" or "val". Names are TensorBoard tags; None (nothing to measure) is written to the JSON alone."""
+        """kind: "train" or "val". Names are TensorBoard tags; None (nothing to measure) is written to the
+        JSON alone."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -63,7 +65,8 @@ class RunLog:
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str) -> dict[str, float | None]:
-    """{"seg": {"mIoU": 1, "IoU": {"car": 2}}} -> {"val/seg/mIoU": 1, "val/seg/IoU/car": 2} for the prefix "val"."""
+    """{"seg": {"mIoU": 1, "IoU": {"car": 2}}} -> {"val/seg/mIoU": 1, "val/seg/IoU/car": 2} for the prefix
+    "val"."""
     flat: dict[str, float | None] = {}
     for key, value in metrics.items():
         name = f"{prefix}/{key}"
@@ -83,7 +86,8 @@ class LossMeter:
         self._counts: dict[str, int] = {}
 
     def add(self, losses: Mapping[str, Tensor], weighted: Mapping[str, Tensor]) -> None:
-        """losses: as the distiller gives them; weighted: as they stand in the total, by the same names and maybe more."""
+        """losses: as the distiller gives them; weighted: as they stand in the total, by the same names and
+        maybe more."""
         for sums, values in ((self._raw, losses), (self._weighted, weighted)):
             for name, loss in values.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
@@ -95,10 +99,15 @@ class LossMeter:
         return {"raw": self._raw, "weighted": self._weighted, "counts": self._counts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._raw, self._weighted, self._counts = dict(state["raw"]), dict(state["weighted"]), dict(state["counts"])
+        self._raw, self._weighted, self._counts = (
+            dict(state["raw"]),
+            dict(state["weighted"]),
+            dict(state["counts"]),
+        )
 
     def check_finite(self, step: int, gradient_norm: Tensor | None = None) -> None:
-        """Raise UserError naming the losses that became nan or infinite, or the gradient. Waits for the device.
+        """Raise UserError naming the losses that became nan or infinite, or the gradient. Waits for the
+        device.
 
         gradient_norm: None where a loss scaler deals with infinite gradients.
         """
@@ -106,12 +115,14 @@ class LossMeter:
         finite = torch.stack([s.float() for s in self._weighted.values()]).isfinite().tolist()
         if bad := [name for name, ok in zip(names, finite, strict=True) if not ok]:
             raise UserError(
-                f"step {step}: the loss {', '.join(bad)} is not finite. The last checkpoint is from before it. Lower "
+                f"step {step}: the loss {', '.join(bad)} is not finite. The last checkpoint is from before "
+                f"it. Lower "
                 "train.optimizer.lr or the weight of that loss, or set train.amp to none"
             )
         if gradient_norm is not None and not gradient_norm.isfinite():
             raise UserError(
-                f"step {step}: the gradient is not finite though every loss is. The last checkpoint is from before it. "
+                f"step {step}: the gradient is not finite though every loss is. The last checkpoint is from "
+                f"before it. "
                 "Lower train.optimizer.lr, or set train.amp to none"
             )
 
@@ -144,7 +155,9 @@ class Progress:
     def logged(self, step: int, values: Mapping[str, float]) -> None:
         """Show the total loss, the tasks' parts of it, and the speed."""
         parts = " ".join(
-            f"{name.removeprefix('weighted/')} {value:.3f}" for name, value in values.items() if name.startswith("weighted/")
+            f"{name.removeprefix('weighted/')} {value:.3f}"
+            for name, value in values.items()
+            if name.startswith("weighted/")
         )
         line = f"loss {values['loss/total']:.3f}"
         if self.bar is not None:

@@ -26,11 +26,13 @@ KINDS = {"onnx": "onnx", "export": "program"}  # what a file is by its bytes -> 
 
 @dataclass(frozen=True)
 class Network:
-    """run: float images [B,3,H,W] in [0,1] on ``device`` -> ModelOutput with the predictions of ``tasks``, which ``Task.decode`` takes.
+    """run: float images [B,3,H,W] in [0,1] on ``device`` -> ModelOutput with the predictions of ``tasks``,
+    which ``Task.decode`` takes.
 
-    size: (H, W) of its input in pixels; arch: what it was built from, with the class names; parameters: their number; kind: what
-    the file is: "checkpoint", "onnx" or "program" (torch.export); precision: fp32, fp16 or int8; decoded: whether ``run`` gives
-    detections and masks that the file itself has decoded, with options of its own.
+    size: (H, W) of its input in pixels; arch: what it was built from, with the class names; parameters: their
+    number; kind: what the file is: "checkpoint", "onnx" or "program" (torch.export); precision: fp32, fp16 or
+    int8; decoded: whether ``run`` gives detections and masks that the file itself has decoded, with options
+    of its own.
     """
 
     path: str
@@ -51,7 +53,8 @@ class Network:
 
 
 def open_network(path: str, where: str, device: torch.device, *, channels_last: bool = True) -> Network:
-    """The network in a checkpoint, or in a file of tools/export.py; in eval on ``device``. No code in a file is run.
+    """The network in a checkpoint, or in a file of tools/export.py; in eval on ``device``. No code in a file
+    is run.
 
     ``where`` names the option that gave it. Raises UserError.
     """
@@ -63,7 +66,16 @@ def open_network(path: str, where: str, device: torch.device, *, channels_last: 
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
     arch = content["arch"]
-    return Network(path, "checkpoint", net, build.tasks(arch, net), tuple(arch["input_size"]), arch, count_parameters(net), device)
+    return Network(
+        path,
+        "checkpoint",
+        net,
+        build.tasks(arch, net),
+        tuple(arch["input_size"]),
+        arch,
+        count_parameters(net),
+        device,
+    )
 
 
 def _kind(path: str, where: str) -> str:
@@ -90,7 +102,10 @@ def _exported(path: str, kind: str, where: str, device: torch.device) -> Network
             run = program.runner(path, device, list(description["outputs"]))
     except UserError as error:
         raise UserError(f"{where}: " + str(error).removeprefix(f"{where}: ").removeprefix("path: ")) from None
-    arch, tasks = description["arch"], as_user_error(f"{where}: {path}: its description is damaged", describe.tasks, description)
+    arch, tasks = (
+        description["arch"],
+        as_user_error(f"{where}: {path}: its description is damaged", describe.tasks, description),
+    )
 
     def predictions(images: Tensor) -> ModelOutput:
         found = run(images)

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 
-def make_optimizer(module: nn.Module, *, name: str, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
-    """AdamW or SGD over all that learns in ``module``; norms and biases (also those of more dimensions) are not decayed."""
+def make_optimizer(
+    module: nn.Module, *, name: str, lr: float, weight_decay: float, momentum: float
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over all that learns in ``module``; norms and biases (also those of more dimensions) are
+    not decayed."""
     learning = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     bare = {n for n, p in learning if p.dim() <= 1 or n.endswith("bias")}
     groups = [

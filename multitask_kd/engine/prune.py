@@ -27,11 +27,12 @@ TOLERANCES = {"parameters": 0.05, "flops": 0.05, "latency": 0.08}
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut away: ``ratio`` of parameters, FLOPs or measured latency (``by``), of the parts in ``scope``.
+    """What is cut away: ``ratio`` of parameters, FLOPs or measured latency (``by``), of the parts in
+    ``scope``.
 
-    method: magnitude, scale or group, what a channel is worth; local: every layer loses the same share, else the least important
-    channels go, wherever they are; round_to: layers get multiples of so many channels, which processors take in such steps.
-    Raises UserError naming the option.
+    method: magnitude, scale or group, what a channel is worth; local: every layer loses the same share, else
+    the least important channels go, wherever they are; round_to: layers get multiples of so many channels,
+    which processors take in such steps. Raises UserError naming the option.
     """
 
     ratio: float
@@ -43,7 +44,9 @@ class Cut:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:  # also where it is nan
-            raise UserError(f"--ratio: {self.ratio:g} is no share; above 0 and below 1, e.g. 0.5, is taken away")
+            raise UserError(
+                f"--ratio: {self.ratio:g} is no share; above 0 and below 1, e.g. 0.5, is taken away"
+            )
         for option, known in (("by", TOLERANCES), ("method", METHODS)):
             if (given := getattr(self, option)) not in known:
                 raise UserError(f"--{option}: there is no '{given}'; {did_you_mean(given, known)}")
@@ -56,7 +59,8 @@ class Cut:
 
     @classmethod
     def of(cls, where: str, ratio: float, **options: Any) -> Cut:
-        """A cut of which the options that are None keep their defaults. ``where`` it is asked for begins what a UserError says."""
+        """A cut of which the options that are None keep their defaults. ``where`` it is asked for begins what
+        a UserError says."""
         try:
             return cls(ratio, **{key: value for key, value in options.items() if value is not None})
         except UserError as error:
@@ -71,7 +75,9 @@ class Pruned:
     after: MultiTaskNet
     reached: float
     cut: Cut
-    costs: dict[str, dict[str, dict[str, float]]]  # by "before" and "after", by parameters, macs, latency_ms: by part
+    costs: dict[
+        str, dict[str, dict[str, float]]
+    ]  # by "before" and "after", by parameters, macs, latency_ms: by part
     threads: int
     path: str
 
@@ -79,12 +85,16 @@ class Pruned:
 def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
     """Cut the network of the checkpoint ``path`` and write it to ``out``, a checkpoint like any other.
 
-    The config tells the device, threads and memory layout on which latency is measured. Raises UserError for a file that is no
-    checkpoint of ours, an ``out`` that is there already, a network that torch-pruning cannot follow, or a share out of reach.
+    The config tells the device, threads and memory layout on which latency is measured. Raises UserError for
+    a file that is no checkpoint of this package, an ``out`` that is there already, a network that torch-pruning
+    cannot follow, or a share out of reach.
     """
     torch_pruning("tools/prune.py")
     if Path(out).suffix.lower() in (".onnx", ".pt2"):
-        raise UserError(f"--out: {out}: a cut network is a checkpoint, as .pt; tools/export.py makes a {Path(out).suffix} of it")
+        raise UserError(
+            f"--out: {out}: a cut network is a checkpoint, as .pt; tools/export.py makes a "
+            f"{Path(out).suffix} of it"
+        )
     if Path(out).exists():
         raise UserError(f"--out: {out} is there already; choose another name, or remove it")
     on = resolve_device(config.run.device)
@@ -94,7 +104,9 @@ def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
     net, size = build.from_checkpoint(content, "--checkpoint"), tuple(content["arch"]["input_size"])
     who = f"--checkpoint: the network with the encoder '{content['arch']['encoder']}'"
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    cutter = Cutter(net, size, method=cut.method, scope=cut.scope, local=cut.local, round_to=cut.round_to, who=who)
+    cutter = Cutter(
+        net, size, method=cut.method, scope=cut.scope, local=cut.local, round_to=cut.round_to, who=who
+    )
     timed = Stopwatch(net, size, on, channels_last=config.run.channels_last)
     costs: dict[str, Callable[[MultiTaskNet], float]] = {
         "parameters": lambda n: parameters(n)[WHOLE],
@@ -102,7 +114,9 @@ def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
         "latency": timed.over_whole,
     }
     after, reached = cutter.reach(cut.ratio, costs[cut.by], TOLERANCES[cut.by])
-    written = cut_content(content, net, after, {**asdict(cut), "scope": list(cut.scope), "reached": reached, "from": str(path)})
+    written = cut_content(
+        content, net, after, {**asdict(cut), "scope": list(cut.scope), "reached": reached, "from": str(path)}
+    )
     prove(content, written, after, size, who)
     checkpoint.save(out, written)
     spent = timed.both(after)
@@ -120,25 +134,42 @@ def prune_checkpoint(config: Config, path: str, out: str, cut: Cut) -> Pruned:
     )
 
 
-def cut_content(content: dict[str, Any], before: MultiTaskNet, after: MultiTaskNet, how: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint of the cut network: the arch with its widths, its weights, no metrics, and how it was cut."""
+def cut_content(
+    content: dict[str, Any], before: MultiTaskNet, after: MultiTaskNet, how: dict[str, Any]
+) -> dict[str, Any]:
+    """The checkpoint of the cut network: the arch with its widths, its weights, no metrics, and how it was
+    cut."""
     plain = {key: value for key, value in content["arch"].items() if key != "widths"}
     arch = plain | {"widths": widths(after, build.network(plain))}
     kept = {key: value for key, value in content.items() if key not in ("resume", "format")}
     state = {name: value.detach().clone() for name, value in after.state_dict().items()}
-    return kept | {"arch": arch, "params": parameters(after)[WHOLE], "model": state, "metrics": {}, "pruned": how}
+    return kept | {
+        "arch": arch,
+        "params": parameters(after)[WHOLE],
+        "model": state,
+        "metrics": {},
+        "pruned": how,
+    }
 
 
-def prove(before: dict[str, Any], written: dict[str, Any], after: MultiTaskNet, size: Sequence[int], who: str) -> None:
-    """Raise UserError unless the written network predicts in the old shapes what the cut one in memory does, to the bit."""
+def prove(
+    before: dict[str, Any], written: dict[str, Any], after: MultiTaskNet, size: Sequence[int], who: str
+) -> None:
+    """Raise UserError unless the written network predicts in the old shapes what the cut one in memory does,
+    to the bit."""
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     rebuilt = build.from_checkpoint(written, who)
     check_rebuilt(after, rebuilt, images, who)
     old = build.from_checkpoint(before, who)
     with torch.no_grad():
-        shapes, now = ({task: list(p.shape) for task, p in n.eval()(images).preds.items()} for n in (old, rebuilt))
+        shapes, now = (
+            {task: list(p.shape) for task, p in n.eval()(images).preds.items()} for n in (old, rebuilt)
+        )
     if shapes != now:
-        raise UserError(f"{who}: its predictions would change their shapes from {shapes} to {now}; leave the heads out of --scope")
+        raise UserError(
+            f"{who}: its predictions would change their shapes from {shapes} to {now}; leave the heads out "
+            f"of --scope"
+        )
 
 
 class Stopwatch:
@@ -176,10 +207,15 @@ def report(found: Pruned) -> str:
         for key in keys:
             before, after = (found.costs[when][key].get(part, 0) for when in ("before", "after"))
             scale = 1e6 if key == "macs" else 1
-            row |= {f"{key} before": before / scale if scale > 1 else before, f"{key} after": after / scale if scale > 1 else after}
+            row |= {
+                f"{key} before": before / scale if scale > 1 else before,
+                f"{key} after": after / scale if scale > 1 else after,
+            }
             row[f"{key} left"] = f"{100 * after / before:.0f}%" if before else "-"
         rows.append(row)
-    what = {"parameters": "of the parameters", "flops": "of the FLOPs", "latency": "of the latency"}[found.cut.by]
+    what = {"parameters": "of the parameters", "flops": "of the FLOPs", "latency": "of the latency"}[
+        found.cut.by
+    ]
     asked = f"{100 * found.reached:.1f} % {what} taken away ({100 * found.cut.ratio:g} % asked)"
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     return f"{table(rows, columns, digits=2)}\n\n{asked}; ms of one image, {threads}, median of 30"

@@ -70,19 +70,30 @@ class Run:
         stream = BatchStream(self.pools, config.run.seed, start, stop)
         labelled = {name: task for name, task in self.tasks.items() if name not in self.distiller.unlabelled}
         sizes = [config.data.input_size, *(self.teachers.sizes() if self.teachers else ())]
-        transform, *others = (TrainTransform(size, labelled, **config.data.augment.model_dump()) for size in sizes)
+        transform, *others = (
+            TrainTransform(size, labelled, **config.data.augment.model_dump()) for size in sizes
+        )
         skip = config.data.on_error == "skip"
         images = data_loader.TrainSet(
             self.train_layout, transform, config.run.seed, pools=self.pools, skip_errors=skip, others=others
         )
-        packings = {name: data_loader.Packing(type(task), len(task.classes)) for name, task in labelled.items()}
-        return data_loader.train_loader(images, stream, packings, workers=workers, pin=self.device.type == "cuda")
+        packings = {
+            name: data_loader.Packing(type(task), len(task.classes)) for name, task in labelled.items()
+        }
+        return data_loader.train_loader(
+            images, stream, packings, workers=workers, pin=self.device.type == "cuda"
+        )
 
-    def val_batches(self, count: int | None = None, workers: int | None = None, size: tuple[int, int] | None = None) -> DataLoader:
-        """The validation images that an evaluation while training uses; or the first ``count``; or those of another input size."""
+    def val_batches(
+        self, count: int | None = None, workers: int | None = None, size: tuple[int, int] | None = None
+    ) -> DataLoader:
+        """The validation images that an evaluation while training uses; or the first ``count``; or those of
+        another input size."""
         config = self.config
         number = config.eval.images if count is None else count
-        return build.val_loader(config, self.val_layout, size or config.data.input_size, number, self.device, workers)
+        return build.val_loader(
+            config, self.val_layout, size or config.data.input_size, number, self.device, workers
+        )
 
     def unlabelled(self, count: int) -> list[int]:
         """Training images that lack a label which the teachers give, spread over them."""
@@ -90,7 +101,8 @@ class Run:
         lacking = [
             pool.indices
             for pool in self.pools
-            if not pool.labelled or taught - set(self.train_layout.labels(self.train_layout.set_of(pool.indices[0])))
+            if not pool.labelled
+            or taught - set(self.train_layout.labels(self.train_layout.set_of(pool.indices[0])))
         ]
         rows = np.concatenate(lacking).tolist() if lacking else []
         chosen = np.linspace(0, len(rows) - 1, num=min(count, len(rows)), dtype=int)
@@ -98,7 +110,8 @@ class Run:
 
 
 def prepare(init: Init) -> tuple[Run, torch.optim.Optimizer]:
-    """A run and its optimizer, as they are before the first step. init: as ``build.resolve_init`` gives it. Raises UserError."""
+    """A run and its optimizer, as they are before the first step. init: as ``build.resolve_init`` gives it.
+    Raises UserError."""
     config = init.config
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -107,7 +120,9 @@ def prepare(init: Init) -> tuple[Run, torch.optim.Optimizer]:
     if config.run.channels_last:
         run.distiller.to(memory_format=torch.channels_last)
     o = config.train.optimizer
-    return run, make_optimizer(run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum)
+    return run, make_optimizer(
+        run.distiller, name=o.name, lr=o.lr, weight_decay=o.weight_decay, momentum=o.momentum
+    )
 
 
 def build_run(init: Init) -> Run:
@@ -122,10 +137,14 @@ def build_run(init: Init) -> Run:
     train_layout, val_layout, unlabelled = _open_data(config)
     plan = build.arch(init, _class_names(config, train_layout))
     found = build_pools(config, train_layout)
-    net = build.initial_student(init, plan)  # before the teacher: the same seed gives the same start without one
+    net = build.initial_student(
+        init, plan
+    )  # before the teacher: the same seed gives the same start without one
     dummy_forward(net, config.data.input_size, "network")
     tasks = build.tasks(plan, net, {name: t.hard for name, t in config.tasks.items()})
-    with torch.random.fork_rng(devices=[]):  # teacher and terms must not change which random numbers the student's training draws
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # teacher and terms must not change which random numbers the student's training draws
         teachers = build_teachers(config, loaded, net, tasks, on)
         torch.manual_seed(config.run.seed)  # what a teacher is loaded with must not change how adapters start
         distiller, schedules = build_distiller(config, net.to(on), tasks, teachers, unlabelled)
@@ -138,7 +157,8 @@ def build_run(init: Init) -> Run:
 
 
 def _open_data(config: Config) -> tuple[Sets, Sets, list[str]]:
-    """The training and validation sets, and the tasks that no training image has a label for. Raises UserError."""
+    """The training and validation sets, and the tasks that no training image has a label for. Raises
+    UserError."""
     train_layout = build.open_sets(config, "train", only=config.tasks)
     tell_unseen(train_layout)
     unlabelled = [name for name in config.tasks if name not in train_layout.labelled()]
@@ -146,13 +166,19 @@ def _open_data(config: Config) -> tuple[Sets, Sets, list[str]]:
     for name in (name for name in unlabelled if name in names):
         if not config.tasks[name].taught:
             raise UserError(
-                f"tasks.{name}.alpha: 0, but no training image has a label for the task, so nothing would be learnt; raise it, or "
+                f"tasks.{name}.alpha: 0, but no training image has a label for the task, so nothing would be "
+                f"learnt; raise it, or "
                 "give labels"
             )
     val_layout = build.open_sets(config, "val", train_layout.classes, only=config.tasks)
     measured = [name for name in config.tasks if name in val_layout.classes or name not in unlabelled]
     try:
-        build.check_classes(train_layout.classes, val_layout.classes, [n for n in measured if n in train_layout.classes], "data.val")
+        build.check_classes(
+            train_layout.classes,
+            val_layout.classes,
+            [n for n in measured if n in train_layout.classes],
+            "data.val",
+        )
     except UserError as error:
         renamed = any(section.rename for section in config.data.sets("train").values())
         raise UserError(f"{error}; rename them as in data.train" if renamed else str(error)) from None

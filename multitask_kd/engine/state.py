@@ -21,7 +21,9 @@ from .run import Run
 class State:
     """All that a run is at a step, on disk and back. The sampler has no state: batch i is a function of i."""
 
-    def __init__(self, run: Run, optimizer: Any, scaler: Any, ema: Ema | None, meter: LossMeter, folder: Path):
+    def __init__(
+        self, run: Run, optimizer: Any, scaler: Any, ema: Ema | None, meter: LossMeter, folder: Path
+    ):
         self.run, self.optimizer, self.scaler, self.ema = run, optimizer, scaler, ema
         self.meter, self.folder = meter, folder
         self.best = float("-inf")
@@ -76,12 +78,14 @@ class State:
         if resume.get("teacher") != self.teacher:
             files = " or ".join(t.path or t.source for t in self.run.config.named_teachers.values())
             raise UserError(
-                f"--resume: {files} holds other weights than when the run began; put the teacher back, or start again with "
+                f"--resume: {files} holds other weights than when the run began; put the teacher back, or "
+                f"start again with "
                 "--overwrite"
             )
         if resume.get("start") != self.start:
             raise UserError(
-                f"--resume: {self.run.config.model.start} holds other weights than when the run began; put the file back, or "
+                f"--resume: {self.run.config.model.start} holds other weights than when the run began; put "
+                f"the file back, or "
                 "start again with --overwrite"
             )
         checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
@@ -97,12 +101,14 @@ class State:
 
 
 def teachers_digest(run: Run) -> str | None:
-    """A fingerprint of what teaches, where it comes from files: of a checkpoint's weights; else of the file, which may hold a
-    program besides, and of the weights where it is a folder or none."""
+    """A fingerprint of what teaches, where it comes from files: of a checkpoint's weights; else of the file,
+    which may hold a program besides, and of the weights where it is a folder or none."""
     if run.teachers is None or run.config.taught_by_average:
         return None
     found = []
-    for (place, section), member in zip(run.config.named_teachers.items(), run.teachers.members.values(), strict=True):
+    for (place, section), member in zip(
+        run.config.named_teachers.items(), run.teachers.members.values(), strict=True
+    ):
         whole = section.source != "checkpoint" and section.path is not None and Path(section.path).is_file()
         found.append(checkpoint.file_digest(section.path, place) if whole else checkpoint.digest(member.net))
     return found[0] if len(found) == 1 else ",".join(found)

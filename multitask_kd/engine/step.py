@@ -17,10 +17,11 @@ from .run import Run
 class StepResult:
     """What one step found.
 
-    total: the scalar to be minimised. weighted: each loss as it stands in the total, by name; raw: unweighted. preds: the student's
-    predictions by task, soft_preds: those that soft losses compared with the teachers', both detached. shared: the encoder's maps,
-    where gradients are compared. factors: of each group of losses, where there is a balance. teacher: the teachers' output, None
-    where there is none. taps: the student's, by module path.
+    total: the scalar to be minimised. weighted: each loss as it stands in the total, by name; raw:
+    unweighted. preds: the student's predictions by task, soft_preds: those that soft losses compared with the
+    teachers', both detached. shared: the encoder's maps, where gradients are compared. factors: of each group
+    of losses, where there is a balance. teacher: the teachers' output, None where there is none. taps: the
+    student's, by module path.
     """
 
     total: Tensor
@@ -35,11 +36,18 @@ class StepResult:
 
 
 def compute_step(
-    run: Run, batch: Batch, progress: float, *, weights: Mapping[str, float] | None = None, penalty: bool = True
+    run: Run,
+    batch: Batch,
+    progress: float,
+    *,
+    weights: Mapping[str, float] | None = None,
+    penalty: bool = True,
 ) -> StepResult:
-    """batch -> teachers -> distiller -> objective, at ``progress`` of training in [0, 1]; ``batch`` on the run's device.
+    """batch -> teachers -> distiller -> objective, at ``progress`` of training in [0, 1]; ``batch`` on the
+    run's device.
 
-    weights: of each loss, instead of those of ``progress``. penalty: whether that of sparse training is in the total.
+    weights: of each loss, instead of those of ``progress``. penalty: whether that of sparse training is in
+    the total.
     """
     run.distiller.set_progress(progress)
     teacher = run.teachers(batch) if run.teachers else None
@@ -51,5 +59,13 @@ def compute_step(
     if run.sparse and penalty:
         total, weighted = run.sparse(total, weighted, progress)
     return StepResult(
-        total, weighted, found.losses, found.preds, found.soft_preds, found.shared, factors, teacher, found.taps
+        total,
+        weighted,
+        found.losses,
+        found.preds,
+        found.soft_preds,
+        found.shared,
+        factors,
+        teacher,
+        found.taps,
     )

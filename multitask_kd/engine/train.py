@@ -32,12 +32,16 @@ from .step import compute_step
 log = logging.getLogger(__name__)
 
 
-Judge = Callable[[int, dict[str, Any]], bool]  # step, metrics of its evaluation -> whether the run is to stop there
+Judge = Callable[
+    [int, dict[str, Any]], bool
+]  # step, metrics of its evaluation -> whether the run is to stop there
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, judge: Judge | None = None) -> dict[str, Any] | None:
-    """Train as ``config`` says; returns the metrics of best.pt on all validation images, or None when a signal or the
-    ``judge``, which is called with every evaluation but the last, stopped the run early.
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, judge: Judge | None = None
+) -> dict[str, Any] | None:
+    """Train as ``config`` says; returns the metrics of best.pt on all validation images, or None when a
+    signal or the ``judge``, which is called with every evaluation but the last, stopped the run early.
 
     Writes into ``run.dir``: config.yaml, best.pt, last.pt, metrics.jsonl, metrics.json, tensorboard/.
     Raises UserError for a bad config, bad data, a run folder in use, or a loss that is not finite.
@@ -51,7 +55,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
     if proof:
         require(proof)
     if not resume:
-        clear_folder(folder)  # after all that can be wrong with a config: a typo must not cost the run that is there
+        clear_folder(
+            folder
+        )  # after all that can be wrong with a config: a typo must not cost the run that is there
     c, o, device = config.train, config.train.optimizer, run.device
     scaler = torch.amp.GradScaler(device.type, enabled=run.amp == torch.float16)
     ema = Ema(run.student, c.ema, own_average(run)) if c.ema else None
@@ -88,7 +94,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                     batch = batch.to(device, channels_last=config.run.channels_last)
                     # --- teachers, student, losses
                     result = compute_step(run, batch, progress)
-                    if c.log_gradients and forward_pass == 0 and ((step + 1) % c.log_every == 0 or step + 1 == c.steps):
+                    if (
+                        c.log_gradients
+                        and forward_pass == 0
+                        and ((step + 1) % c.log_every == 0 or step + 1 == c.steps)
+                    ):
                         shares = gradient_report(result.weighted, result.shared)
                     # --- backward
                     scaler.scale(result.total / c.accumulate).backward()
@@ -96,11 +106,16 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, judg
                 # --- clip, update, average of weights
                 step, timed = step + 1, timed + 1
                 last = step == c.steps
-                logs, evaluates = last or step % c.log_every == 0, last or step % (c.eval_every or c.steps) == 0
+                logs, evaluates = (
+                    last or step % c.log_every == 0,
+                    last or step % (c.eval_every or c.steps) == 0,
+                )
                 saves = evaluates or stop.requested or step % c.save_every == 0
                 scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(learning, c.clip or torch.inf, foreach=True)
-                if device.type == "cpu" or logs or saves:  # elsewhere it would make every step wait for the device
+                if (
+                    device.type == "cpu" or logs or saves
+                ):  # elsewhere it would make every step wait for the device
                     meter.check_finite(step, None if scaler.is_enabled() else norm)
                 scaler.step(optimizer)
                 scaler.update()
@@ -160,10 +175,14 @@ def _require_outside(folder: Path, config: Config) -> None:
     written = [folder / name for name in RESULTS]
     for key, needed in needs.items():
         if needed and any(Path(needed).resolve() == path.resolve() for path in written):
-            raise UserError(f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them")
+            raise UserError(
+                f"{key}: {needed} lies in run.dir, where this run would write over it; change one of them"
+            )
 
 
-def _tell_beginning(run: Run, proof: Proof | None, progress_bar: Progress, journal: RunLog, step: int) -> None:
+def _tell_beginning(
+    run: Run, proof: Proof | None, progress_bar: Progress, journal: RunLog, step: int
+) -> None:
     """What learns from what, what the check found, and the teachers' predictions on images without labels."""
     announce(run, progress_bar)
     if proof:
@@ -216,10 +235,14 @@ def evaluate_run(run: Run, net: torch.nn.Module) -> dict[str, Any]:
     )
 
 
-def run_evaluation(run: Run, net: torch.nn.Module, journal: RunLog, progress_bar: Progress, step: int) -> dict[str, Any]:
+def run_evaluation(
+    run: Run, net: torch.nn.Module, journal: RunLog, progress_bar: Progress, step: int
+) -> dict[str, Any]:
     """Metrics on the validation set, written to the journal and shown."""
     metrics = evaluate_run(run, net)
     journal.scalars("val", step, flatten(metrics, "val"))
-    figures = "  ".join(f"{k} {'-' if v is None else f'{v:.1f}'}" for k, v in headline(metrics, run.tasks).items())
+    figures = "  ".join(
+        f"{k} {'-' if v is None else f'{v:.1f}'}" for k, v in headline(metrics, run.tasks).items()
+    )
     progress_bar.say(f"step {step}: validation on {metrics['images']} images: {figures}")
     return metrics

@@ -1,4 +1,5 @@
-"""The config of a pipeline: from a trained network to a smaller one on the device, each step with its own settings."""
+"""The config of a pipeline: from a trained network to a smaller one on the device, each step with its own
+settings."""
 
 from __future__ import annotations
 
@@ -82,7 +83,10 @@ def load_pipeline(path: str | Path) -> tuple[Pipeline, dict[str, Config]]:
     if plan.sparse is not None:
         settings["sparse"] = (plan.sparse, [f"run.dir={plan.dir}/sparse", f"model.start={whole}"])
     settings["finetune"] = (plan.finetune, [f"run.dir={plan.dir}/finetuned", f"model.start={pruned}"])
-    settings["distil"] = (plan.distil, [f"run.dir={plan.dir}/distilled", f"model.start={pruned}", f"teacher.path={whole}"])
+    settings["distil"] = (
+        plan.distil,
+        [f"run.dir={plan.dir}/distilled", f"model.start={pruned}", f"teacher.path={whole}"],
+    )
     return plan, {name: _config(path, plan, step, last) for name, (step, last) in settings.items()}
 
 

@@ -1,4 +1,5 @@
-"""The config of a search: which keys are tried with which values, how they are chosen, and what counts as good."""
+"""The config of a search: which keys are tried with which values, how they are chosen, and what counts as
+good."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ class Axis(Section):
     high: Number | None = None
     """Largest value of a range."""
     log: bool = False
-    """Whether a range is searched in equal ratios instead of equal differences; for learning rates and weights."""
+    """Whether a range is searched in equal ratios instead of equal differences; for learning rates and
+    weights."""
     step: Positive | None = None
-    """Distance between the values of a range, counted from `low`; null tries any number between. A grid needs it."""
+    """Distance between the values of a range, counted from `low`; null tries any number between. A grid needs
+    it."""
     int: bool = False
     """Whether the values of a range are whole numbers, as train.steps needs."""
 
@@ -35,7 +38,9 @@ class Axis(Section):
         of_range = [key for key in ("low", "high", "log", "step", "int") if key in self.model_fields_set]
         if self.values is not None:
             if of_range:
-                raise ValueError(f"values and {of_range[0]}: give a list of values, or a range from low to high")
+                raise ValueError(
+                    f"values and {of_range[0]}: give a list of values, or a range from low to high"
+                )
             texts = [encode(value) for value in self.values]
             if twice := [text for text in texts if texts.count(text) > 1]:
                 raise ValueError(f"values: {twice[0]} is there twice")
@@ -69,7 +74,8 @@ class Axis(Section):
 
 
 class Prune(Section):
-    """Stops a trial whose objective is below the median of the earlier trials at the same step (Golovin et al., 2017)."""
+    """Stops a trial whose objective is below the median of the earlier trials at the same step (Golovin et
+    al., 2017)."""
 
     warmup_trials: Count = 4
     """Trials that have to be complete before any is stopped."""
@@ -83,14 +89,16 @@ class Search(Section):
     dir: PathText
     """Folder of the search, relative to where the command runs; the trials are in it."""
     method: Literal["grid", "random", "tpe"] = "tpe"
-    """grid: every combination; random: drawn evenly; tpe: drawn where earlier trials were good (Bergstra et al., 2011)."""
+    """grid: every combination; random: drawn evenly; tpe: drawn where earlier trials were good (Bergstra et
+    al., 2011)."""
     trials: Count | None = None
-    """How many settings are tried; of a grid, its first so many, null for all. More may be asked for later."""
+    """How many settings are tried; of a grid, its first so many, null for all. More may be asked for later.
+    """
     seed: Natural = 0
     """Seed of the choice of settings; that of training is run.seed."""
     objective: str = "mean"
-    """What should be high: mean (of the tasks' main metrics), or one figure as task.metric, e.g. seg.mIoU, det.mAP50. It is that of
-    the run's best.pt, which is chosen by the mean."""
+    """What should be high: mean (of the tasks' main metrics), or one figure as task.metric, e.g. seg.mIoU,
+    det.mAP50. It is that of the run's best.pt, which is chosen by the mean."""
     prune: Prune | None = None
     """When poor trials are stopped early; needs train.eval_every in the config. null stops none."""
     space: Annotated[dict[str, Axis], Field(min_length=1)]
@@ -102,9 +110,13 @@ class Search(Section):
             if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
                 raise ValueError(f"space: '{key}' is no key; write it with points, e.g. tasks.seg.alpha")
             if key in ("run", "run.dir"):
-                raise ValueError(f"space.{key}: every trial has a folder of its own under dir; leave the key out")
+                raise ValueError(
+                    f"space.{key}: every trial has a folder of its own under dir; leave the key out"
+                )
             if inside := [other for other in self.space if other.startswith(f"{key}.")]:
-                raise ValueError(f"space.{inside[0]}: lies in {key}, which is searched too; leave one of them out")
+                raise ValueError(
+                    f"space.{inside[0]}: lies in {key}, which is searched too; leave one of them out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -37,7 +37,8 @@ class CutSettings(Section):
 
 
 class StudyCut(CutSettings):
-    """A network of a study that is pruned from another one. It has a row of its own, as it is before fine-tuning."""
+    """A network of a study that is pruned from another one. It has a row of its own, as it is before
+    fine-tuning."""
 
     of: str
     """The run whose network is pruned, trained on its first seed."""
@@ -91,12 +92,18 @@ class Study(Section):
         for name, run in self.runs.items():
             for control in run.controls:
                 if control not in self.runs:
-                    raise ValueError(f"runs.{name}.against: there is no run '{control}'; {did_you_mean(control, self.runs)}")
+                    raise ValueError(
+                        f"runs.{name}.against: there is no run '{control}'; "
+                        f"{did_you_mean(control, self.runs)}"
+                    )
             if run.start is not None and run.start not in self.cuts:
-                raise ValueError(f"runs.{name}.start: '{run.start}' is not in cuts; {did_you_mean(run.start, self.cuts)}")
+                raise ValueError(
+                    f"runs.{name}.start: '{run.start}' is not in cuts; {did_you_mean(run.start, self.cuts)}"
+                )
             if run.start is not None and order.index(self.cuts[run.start].of) >= order.index(name):
                 raise ValueError(
-                    f"runs.{name}.start: '{run.start}' is pruned from a run that is trained later; put that one before"
+                    f"runs.{name}.start: '{run.start}' is pruned from a run that is trained later; put that "
+                    f"one before"
                 )
         return self
 
@@ -128,7 +135,9 @@ def load_study(path: str | Path) -> tuple[Study, dict[str, dict[int, Config]]]:
         for seed in seeds:
             folder = f"{study.dir}/{slug(name)}" + (f"/seed{seed}" if len(seeds) > 1 else "")
             given = [text.replace("{dir}", study.dir) for text in run.overrides]
-            last = [f"run.dir={folder}", f"run.seed={seed}"] + ([f"model.start={study.cut_file(run.start)}"] if run.start else [])
+            last = [f"run.dir={folder}", f"run.seed={seed}"] + (
+                [f"model.start={study.cut_file(run.start)}"] if run.start else []
+            )
             over = [path.parent / text for text in run.over]
             configs[name][seed] = load(path.parent / run.config, [*given, *last], over=over)
     return study, configs
@@ -144,6 +153,11 @@ def _distinct_folders(study: Study, path: Path) -> None:
     for kind in ("runs", "cuts"):
         for name in getattr(study, kind):
             if not slug(name):
-                raise UserError(f"{path}: {kind}: '{name}' has no letter or digit to name its folder by; rename it")
+                raise UserError(
+                    f"{path}: {kind}: '{name}' has no letter or digit to name its folder by; rename it"
+                )
             if (other := taken.setdefault(slug(name), name)) != name:
-                raise UserError(f"{path}: {kind}: '{other}' and '{name}' would both be in the folder {slug(name)}; rename one")
+                raise UserError(
+                    f"{path}: {kind}: '{other}' and '{name}' would both be in the folder {slug(name)}; "
+                    f"rename one"
+                )

@@ -24,17 +24,25 @@ LEAST_OPSET = 18  # torch's exporter writes this one; older ones by conversion, 
 
 
 def to_onnx(
-    module: Exported, size: tuple[int, int], names: Sequence[str], *, opset: int = LEAST_OPSET, free: int | None = None
+    module: Exported,
+    size: tuple[int, int],
+    names: Sequence[str],
+    *,
+    opset: int = LEAST_OPSET,
+    free: int | None = None,
 ) -> Any:
-    """An onnx.ModelProto of ``module`` for images of ``size`` (H, W) in batches of any number. Raises UserError.
+    """An onnx.ModelProto of ``module`` for images of ``size`` (H, W) in batches of any number. Raises
+    UserError.
 
-    names: of the outputs, in the order in which ``module`` gives them; free: height and width may be any multiple of it.
+    names: of the outputs, in the order in which ``module`` gives them; free: height and width may be any
+    multiple of it.
     """
     onnx = needed("onnx")
     operators = getattr(needed("onnxscript"), f"opset{LEAST_OPSET}")
     if not LEAST_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise UserError(
-            f"--opset: {opset} cannot be written; {LEAST_OPSET} to {onnx.defs.onnx_opset_version()} can with the installed onnx"
+            f"--opset: {opset} cannot be written; {LEAST_OPSET} to {onnx.defs.onnx_opset_version()} can with "
+            f"the installed onnx"
         )
     with _quiet():
         program = torch.onnx.export(
@@ -53,7 +61,14 @@ def to_onnx(
 
 def _tidied(model: Any) -> Any:
     """Without what torch notes of every node, which holds paths of the machine that exported."""
-    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+    ):
         del part.metadata_props[:]
     for node in model.graph.node:
         node.doc_string = ""
@@ -86,9 +101,11 @@ def content(model: Any, description: Mapping[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
-def runner(model: str | bytes, device: torch.device) -> tuple[str | None, Callable[[Tensor], dict[str, Tensor]]]:
-    """From a file or its content: the description's text (None: it has none), and a function from float images
-    [B,3,H,W] in [0,1] to tensors by output name."""
+def runner(
+    model: str | bytes, device: torch.device
+) -> tuple[str | None, Callable[[Tensor], dict[str, Tensor]]]:
+    """From a file or its content: the description's text (None: it has none), and a function from float
+    images [B,3,H,W] in [0,1] to tensors by output name."""
     session = open_session(model, device)
     text = session.get_modelmeta().custom_metadata_map.get(describe.KEY)
     inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
@@ -102,6 +119,9 @@ def runner(model: str | bytes, device: torch.device) -> tuple[str | None, Callab
                 f"path: the ONNX model takes {inputs[0].shape} and fails on images of {list(images.shape)} "
                 f"({files.first_line(error)})"
             ) from None
-        return {name: torch.from_numpy(value).to(images.device) for name, value in zip(outputs, found, strict=True)}
+        return {
+            name: torch.from_numpy(value).to(images.device)
+            for name, value in zip(outputs, found, strict=True)
+        }
 
     return text, run

@@ -27,7 +27,9 @@ def to_program(module: Exported, size: tuple[int, int], *, free: int | None = No
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, (module.example(size),), dynamic_shapes=module.free_sides(free), strict=False)
+        program = torch.export.export(
+            module, (module.example(size),), dynamic_shapes=module.free_sides(free), strict=False
+        )
     for node in program.graph.nodes:  # stack traces hold paths of the machine that exported
         for key in ("stack_trace", "from_node"):
             node.meta.pop(key, None)
@@ -59,15 +61,21 @@ def runner(path: str, device: torch.device, names: Sequence[str]) -> Callable[[T
     try:
         program = open_program(path, device, False)
     except UserError as error:  # its advice is for teachers
-        raise UserError(str(error).partition(" If you trust")[0].rstrip(".") + "; export it again with tools/export.py") from None
+        raise UserError(
+            str(error).partition(" If you trust")[0].rstrip(".") + "; export it again with tools/export.py"
+        ) from None
     return of_program(program, names, device)
 
 
-def of_program(program: Any, names: Sequence[str], device: torch.device) -> Callable[[Tensor], dict[str, Tensor]]:
+def of_program(
+    program: Any, names: Sequence[str], device: torch.device
+) -> Callable[[Tensor], dict[str, Tensor]]:
     """Likewise, of a program in memory."""
     module = program.module().to(device)
     uint8 = any(
-        node.op == "placeholder" and node.name in program.graph_signature.user_inputs and node.meta["val"].dtype == torch.uint8
+        node.op == "placeholder"
+        and node.name in program.graph_signature.user_inputs
+        and node.meta["val"].dtype == torch.uint8
         for node in program.graph.nodes
     )
 
@@ -78,6 +86,8 @@ def of_program(program: Any, names: Sequence[str], device: torch.device) -> Call
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise UserError(f"path: the program fails on images of {list(images.shape)} ({files.first_line(error)})") from None
+            raise UserError(
+                f"path: the program fails on images of {list(images.shape)} ({files.first_line(error)})"
+            ) from None
 
     return run

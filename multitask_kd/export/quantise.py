@@ -1,4 +1,5 @@
-"""Static quantisation to INT8: QDQ nodes, a scale a channel of the weights and a range a tensor, from calibration images."""
+"""Static quantisation to INT8: QDQ nodes, a scale a channel of the weights and a range a tensor, from
+calibration images."""
 
 from __future__ import annotations
 
@@ -18,10 +19,16 @@ from ..sources import files
 from .describe import INPUT
 from .needs import needed
 
-# What stays in float, from nothing to all heads; a head's additions, norms and decoding always do: there boxes and logits of
-# different ranges lie in one tensor.
+# What stays in float, from nothing to all heads; a head's additions, norms and decoding always do: there
+# boxes and logits of different ranges lie in one tensor.
 FLOAT = ("nothing", "the last layers of the heads", "the heads")
-TYPES = ("Conv", "Relu", "Clip", "Add", "MaxPool")  # additions and activations too: else every convolution goes back to float
+TYPES = (
+    "Conv",
+    "Relu",
+    "Clip",
+    "Add",
+    "MaxPool",
+)  # additions and activations too: else every convolution goes back to float
 HEAD = ".heads."  # in the names of the heads' weights
 
 
@@ -51,8 +58,18 @@ def quantised(model: Any, images: Iterable[np.ndarray], kept: str = FLOAT[0]) ->
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
-            raise UserError(f"--int8: onnxruntime cannot quantise this network ({files.first_line(error)})") from error
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            NotImplementedError,
+        ) as error:
+            raise UserError(
+                f"--int8: onnxruntime cannot quantise this network ({files.first_line(error)})"
+            ) from error
         return onnx.load(result)
 
 
@@ -95,7 +112,9 @@ def in_float(graph: Any, kept: str) -> list[str]:
     excluded = {name for name, node in below.items() if node.op_type != "Conv"}
     excluded |= {node.name for node in graph.node if node.op_type != "Conv" and INPUT in node.input}
     if kept == FLOAT[1]:
-        excluded |= {node.name for node in heads if not any(n.op_type == "Conv" for n in downstream([node]).values())}
+        excluded |= {
+            node.name for node in heads if not any(n.op_type == "Conv" for n in downstream([node]).values())
+        }
     if kept == FLOAT[2]:
         excluded |= {node.name for node in heads}
     return sorted(excluded)

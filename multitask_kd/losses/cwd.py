@@ -32,7 +32,11 @@ class CWD(SoftLoss):
         self.tau = tau
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: [B,C,H,W]. Computed in float32. Raises ValueError on other shapes."""
         same_shape(student, teacher, "map")

@@ -16,7 +16,11 @@ class DepthL1(SoftLoss):
     kinds = ("depth",)
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: log metres [B,1,h,w]; mask: bool [B,h,w]. Raises ValueError on other shapes."""
         same_shape(student, teacher, "depth")

@@ -55,8 +55,8 @@ class DetBoxes(SoftLoss):
         target: Mapping[str, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """student: raw outputs and where the cells are; teacher: detections in pixels of the student's images, numbered by the
-        student's classes. mask: bool [B,N], the cells that may learn background."""
+        """student: raw outputs and where the cells are; teacher: detections in pixels of the student's
+        images, numbered by the student's classes. mask: bool [B,N], the cells that may learn background."""
         raw, centres, scales = student
         raw = raw.float()
         boxes, objectness, class_logits = decode_boxes(raw, centres, scales), raw[..., 4], raw[..., 5:]
@@ -72,7 +72,13 @@ class DetBoxes(SoftLoss):
         return parts / weight.sum().clamp(min=len(raw))
 
     def _targets(
-        self, teacher: PaddedDetections, boxes: Tensor, objectness: Tensor, class_logits: Tensor, centres: Tensor, scales: Tensor
+        self,
+        teacher: PaddedDetections,
+        boxes: Tensor,
+        objectness: Tensor,
+        class_logits: Tensor,
+        centres: Tensor,
+        scales: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The targets of the student's cells, by SimOTA on their predictions: whether a cell is matched
         [B,N], its weight [B,N] (the score, 0 where not matched), its box [B,N,4] in pixels (the predicted one

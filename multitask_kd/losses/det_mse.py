@@ -13,20 +13,24 @@ from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 @LOSSES.register("det_mse")
 class DetMSE(SoftLoss):
-    """temperature * mean squared error over cells of box [...,0:4], objectness [...,4] and classes [...,5:] of [B,N,4+1+C].
+    """temperature * mean squared error over cells of box [...,0:4], objectness [...,4] and classes [...,5:]
+    of [B,N,4+1+C].
 
-    parts: "together" is one mean over all 4+1+C values of a cell; "separate" the sum of three means, over the objectness, the 4 box
-    values and the C classes, so that many classes do not drown the boxes (multi-task distillation's article).
-    form: "raw" compares the outputs as they are; "probability" objectness and classes after the sigmoid; "decoded" that and
-    boxes as offset and size in strides.
-    weighting: "none" counts every cell alike, so background dominates; "teacher" weighs a cell by the teacher's
-    objectness * best class probability and divides by the sum of the weights.
+    parts: "together" is one mean over all 4+1+C values of a cell; "separate" the sum of three means, over the
+    objectness, the 4 box values and the C classes, so that many classes do not drown the boxes (multi-task
+    distillation's article).
+    form: "raw" compares the outputs as they are; "probability" objectness and classes after the sigmoid;
+    "decoded" that and boxes as offset and size in strides.
+    weighting: "none" counts every cell alike, so background dominates; "teacher" weighs a cell by the
+    teacher's objectness * best class probability and divides by the sum of the weights.
     """
 
     kinds = ("detection",)
     scheduled = ("temperature",)
 
-    def __init__(self, *, temperature: float = 1.0, form: str = "raw", weighting: str = "none", parts: str = "together"):
+    def __init__(
+        self, *, temperature: float = 1.0, form: str = "raw", weighting: str = "none", parts: str = "together"
+    ):
         super().__init__()
         check_temperature("temperature", temperature)
         if form not in ("raw", "probability", "decoded"):
@@ -40,7 +44,11 @@ class DetMSE(SoftLoss):
         self.weighting = weighting
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: raw outputs of equal shape [B,N,4+1+C]. Raises ValueError on other shapes."""
         same_shape(student, teacher, "cells")

@@ -23,8 +23,8 @@ class DetSoft(SoftLoss):
     ``confidence``. Every part is divided by the sum of those c (at least 1), which gives it the scale of the
     hard loss.
     temperature: of the logits of objectness and classes, with T^2 before their parts.
-    Classes and objectness: Hinton et al., 2015, with sigmoids; boxes of the same cell need no assignment (Zheng et al., LD, 2022,
-    call it the region worth localising).
+    Classes and objectness: Hinton et al., 2015, with sigmoids; boxes of the same cell need no assignment
+    (Zheng et al., LD, 2022, call it the region worth localising).
     """
 
     kinds = ("detection",)
@@ -48,7 +48,11 @@ class DetSoft(SoftLoss):
         self.confidence, self.temperature = confidence, temperature
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: raw outputs [B,N,4+1+C] of the same cells. Raises ValueError on other shapes."""
         same_shape(student, teacher, "cells")

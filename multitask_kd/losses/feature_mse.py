@@ -17,7 +17,11 @@ class FeatureMSE(SoftLoss):
     maps = True
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: [B,C,H,W]. Computed in float32. Raises ValueError on other shapes."""
         same_shape(student, teacher, "map")

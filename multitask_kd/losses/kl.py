@@ -14,18 +14,27 @@ from .base import LOSSES, SoftLoss, check_temperature, same_shape
 
 @LOSSES.register("kl")
 class KL(SoftLoss):
-    """T^2 * KL(softmax(t/T) || softmax(s/T)), T the temperature, over the class dimension of [B,C,H,W] or [B,C].
+    """T^2 * KL(softmax(t/T) || softmax(s/T)), T the temperature, over the class dimension of [B,C,H,W] or
+    [B,C].
 
-    reduction: "pixel" divides by the number of counted pixels (the scale of cross-entropy), "mean" by all elements B*C*H*W
-    (C times weaker), "batchmean" by B only (H*W times stronger).
+    reduction: "pixel" divides by the number of counted pixels (the scale of cross-entropy), "mean" by all
+    elements B*C*H*W (C times weaker), "batchmean" by B only (H*W times stronger).
     skip_ignored: leave out pixels that the label of a labelled image marks as ignored.
-    confidence: leave out pixels (or images) where the teacher's likeliest class has a lower probability, in [0, 1).
+    confidence: leave out pixels (or images) where the teacher's likeliest class has a lower probability, in
+    [0, 1).
     """
 
     kinds = ("semantic", "classification")
     scheduled = ("temperature",)
 
-    def __init__(self, *, temperature: float = 1.0, reduction: str = "pixel", skip_ignored: bool = False, confidence: float = 0.0):
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        reduction: str = "pixel",
+        skip_ignored: bool = False,
+        confidence: float = 0.0,
+    ):
         super().__init__()
         check_temperature("temperature", temperature)
         if reduction not in ("pixel", "mean", "batchmean"):
@@ -37,7 +46,11 @@ class KL(SoftLoss):
         self.skip_ignored = skip_ignored
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: logits of equal shape. Computed in float32. Raises ValueError on other shapes."""
         same_shape(student, teacher, "logits")
@@ -50,7 +63,9 @@ class KL(SoftLoss):
             per_pixel = per_pixel * counts
             counted = counts.sum().clamp(min=1)
         pixels = per_pixel[0].numel()
-        divisor = {"pixel": counted, "mean": counted * student.shape[1], "batchmean": counted / pixels}[self.reduction]
+        divisor = {"pixel": counted, "mean": counted * student.shape[1], "batchmean": counted / pixels}[
+            self.reduction
+        ]
         return per_pixel.sum() / divisor * self.temperature**2
 
     def _counts(
@@ -62,7 +77,9 @@ class KL(SoftLoss):
             sure = (teacher.float().softmax(1).amax(1) >= self.confidence).float()
             counts = sure if counts is None else counts * sure
         if self.skip_ignored and target is not None and "mask" in target:
-            known = F.adaptive_avg_pool2d((target["mask"] != IGNORE).float(), per_pixel.shape[1:])  # share of each cell
+            known = F.adaptive_avg_pool2d(
+                (target["mask"] != IGNORE).float(), per_pixel.shape[1:]
+            )  # share of each cell
             known = torch.where(target["labelled"][:, None, None], known, 1.0)
             counts = known if counts is None else counts * known
         return counts

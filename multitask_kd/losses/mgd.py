@@ -32,11 +32,17 @@ class MGD(SoftLoss):
             raise ValueError(f"factor: {factor} is not a number above 0")
         self.masked, self.factor = masked, factor
         self.generator = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
         )
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: [B,C,H,W], C the ``channels``. Raises ValueError on other shapes."""
         same_shape(student, teacher, "map")

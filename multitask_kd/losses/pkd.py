@@ -14,14 +14,19 @@ class PKD(SoftLoss):
     """Half the mean squared error between features of mean 0 and variance 1 in each channel over batch and
     positions.
 
-    That is 1 - r, r the Pearson correlation of a channel, averaged over channels: from 0 (the same up to scale and shift) to 2.
+    That is 1 - r, r the Pearson correlation of a channel, averaged over channels: from 0 (the same up to
+    scale and shift) to 2.
     """
 
     kinds = ("semantic",)
     maps = True
 
     def forward(
-        self, student: Tensor, teacher: Tensor, target: Mapping[str, Tensor] | None = None, mask: Tensor | None = None
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Mapping[str, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """student, teacher: [B,C,H,W]. Computed in float32. Raises ValueError on other shapes."""
         same_shape(student, teacher, "map")

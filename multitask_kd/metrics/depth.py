@@ -14,9 +14,12 @@ class DepthErrors:
         self.pixels, self.relative, self.squared, self.within = 0, 0.0, 0.0, 0
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image. prediction: [H,W] metres; truth: [H,W] metres, 0 where it is not known. Raises ValueError on other shapes."""
+        """Count one image. prediction: [H,W] metres; truth: [H,W] metres, 0 where it is not known. Raises
+        ValueError on other shapes."""
         if prediction.shape != truth.shape:
-            raise ValueError(f"prediction {list(prediction.shape)} and truth {list(truth.shape)} must be equal, [H,W]")
+            raise ValueError(
+                f"prediction {list(prediction.shape)} and truth {list(truth.shape)} must be equal, [H,W]"
+            )
         known = truth > 0
         p, t = prediction[known].astype(np.float64), truth[known].astype(np.float64)
         self.pixels += len(t)
@@ -25,7 +28,8 @@ class DepthErrors:
         self.within += int((np.maximum(p / t, t / np.maximum(p, 1e-9)) < 1.25).sum())
 
     def compute(self) -> dict[str, Any]:
-        """``delta1``: percent of the pixels within a factor of 1.25; ``AbsRel``: a ratio; ``RMSE``: metres. None without pixels."""
+        """``delta1``: percent of the pixels within a factor of 1.25; ``AbsRel``: a ratio; ``RMSE``: metres.
+        None without pixels."""
         n = self.pixels
         return {
             "delta1": 100 * self.within / n if n else None,

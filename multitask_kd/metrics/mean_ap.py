@@ -27,8 +27,8 @@ class MeanAP:
     """Gathers boxes of a whole set, then evaluates them as COCO does.
 
     classes: names in index order.
-    backend: "faster" (faster_coco_eval), "pycocotools", or "auto": the first where installed, else the second.
-    Raises ValueError for another backend, ImportError when the one asked for is not installed.
+    backend: "faster" (faster_coco_eval), "pycocotools", or "auto": the first where installed, else the
+    second. Raises ValueError for another backend, ImportError when the one asked for is not installed.
     """
 
     def __init__(self, classes: Sequence[str], *, backend: str = "auto"):
@@ -43,14 +43,17 @@ class MeanAP:
         self._detections: list[np.ndarray] = []  # [K,6] x1,y1,x2,y2,score,class
         self._truths: list[np.ndarray] = []  # [M,7] x1,y1,x2,y2,class,crowd,area
 
-    def update(self, image_id: int, size: tuple[int, int], detections: Sequence[Any], truth: Sequence[Any]) -> None:
+    def update(
+        self, image_id: int, size: tuple[int, int], detections: Sequence[Any], truth: Sequence[Any]
+    ) -> None:
         """Add one labelled image.
 
         size: height, width in pixels.
         detections: boxes [K,4] x1,y1,x2,y2 in pixels, scores [K], classes [K]; the best 100 are kept.
         truth: boxes [M,4], classes [M], crowd bool [M] (a detection there is neither right nor wrong),
             area [M] in pixels (COCO's size bins use it).
-        Arrays or tensors. Raises ValueError on other shapes, values that are not finite, a class index out of range,
+        Arrays or tensors. Raises ValueError on other shapes, values that are not finite, a class index out of
+        range,
         or an image that was added before.
         """
         image_id = int(image_id)
@@ -68,8 +71,8 @@ class MeanAP:
     def compute(self) -> dict[str, Any]:
         """Figures in percent; None where there is no such truth (COCO's -1).
 
-        ``mAP`` is over IoU .50:.95 and ``AP`` the same by class; ``AR1``, ``AR10``, ``AR100`` are recalls with so
-        many detections an image; small, medium and large are split at 32^2 and 96^2 pixels.
+        ``mAP`` is over IoU .50:.95 and ``AP`` the same by class; ``AR1``, ``AR10``, ``AR100`` are recalls
+        with so many detections an image; small, medium and large are split at 32^2 and 96^2 pixels.
         """
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             precision, recall = self._evaluate()
@@ -90,7 +93,8 @@ class MeanAP:
         return self._dataset(self._truth_rows(), kind), self._dataset(self._detection_rows(), kind)
 
     def _evaluate(self) -> tuple[np.ndarray, np.ndarray]:
-        """COCO's precision [IoU, recall, class, area, most detections] and recall [IoU, class, area, most detections].
+        """COCO's precision [IoU, recall, class, area, most detections] and recall [IoU, class, area, most
+        detections].
 
         -1 where there is no truth.
         """
@@ -104,7 +108,10 @@ class MeanAP:
 
     def _check_classes(self, indices: np.ndarray, what: str) -> None:
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self.classes)):
-            raise ValueError(f"{what} hold classes {indices.min():.0f}..{indices.max():.0f}, outside 0..{len(self.classes) - 1}")
+            raise ValueError(
+                f"{what} hold classes {indices.min():.0f}..{indices.max():.0f}, outside "
+                f"0..{len(self.classes) - 1}"
+            )
 
     def _dataset(self, annotations: list[dict[str, Any]], kind: type) -> Any:
         """A COCO object without a file. (``loadRes`` fails on no detections and gives each a polygon.)"""
@@ -148,7 +155,9 @@ def _rows(parts: Sequence[Any], names: tuple[str, ...], what: str) -> np.ndarray
     if len(parts) != len(names):
         raise ValueError(f"{what} must be ({', '.join(names)}), not {len(parts)} arrays")
     arrays = [
-        np.asarray(p.detach().cpu() if isinstance(p, Tensor) else p, dtype=np.float32).reshape(-1, 4 if i == 0 else 1)
+        np.asarray(p.detach().cpu() if isinstance(p, Tensor) else p, dtype=np.float32).reshape(
+            -1, 4 if i == 0 else 1
+        )
         for i, p in enumerate(parts)
     ]
     if len({len(a) for a in arrays}) > 1:

@@ -30,13 +30,16 @@ class MeanIoU:
     ) -> None:
         """Count the pixels of one mask [H,W] or of a batch [B,H,W].
 
-        prediction: integers 0..C-1. truth: the same, or IGNORE where the pixel does not count. known: bool [C], the classes
-        that the images' set labels; None: all.
-        Raises ValueError on other shapes, types or class indices.
+        prediction: integers 0..C-1. truth: the same, or IGNORE where the pixel does not count. known: bool
+        [C], the classes that the images' set labels; None: all. Raises ValueError on other shapes, types or
+        class indices.
         """
         prediction, truth = _host(prediction), _host(truth)
         if prediction.shape != truth.shape or truth.ndim not in (2, 3):
-            raise ValueError(f"prediction {list(prediction.shape)} and truth {list(truth.shape)} must be equal, [H,W] or [B,H,W]")
+            raise ValueError(
+                f"prediction {list(prediction.shape)} and truth {list(truth.shape)} must be equal, [H,W] or "
+                f"[B,H,W]"
+            )
         count = len(self.classes)
         _check_range(prediction, count, "prediction")
         rows = max(count, IGNORE + 1)
@@ -65,7 +68,10 @@ class MeanIoU:
         return {
             "mIoU": float(ious[present].mean()) if pixels else None,
             "pixel_accuracy": 100.0 * int(matches.sum()) / pixels if pixels else None,
-            "IoU": {name: float(iou) if there else None for name, iou, there in zip(self.classes, ious, present, strict=True)},
+            "IoU": {
+                name: float(iou) if there else None
+                for name, iou, there in zip(self.classes, ious, present, strict=True)
+            },
         }
 
 

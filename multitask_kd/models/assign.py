@@ -16,7 +16,8 @@ NEVER = 1e9  # cost of a pair that must not match
 
 
 class Assignment(NamedTuple):
-    """box: long [B,N], index of the matched box (0 where none); positive: bool [B,N]; iou: float [B,N], 0 where none."""
+    """box: long [B,N], index of the matched box (0 where none); positive: bool [B,N]; iou: float [B,N], 0
+    where none."""
 
     box: Tensor
     positive: Tensor
@@ -25,7 +26,9 @@ class Assignment(NamedTuple):
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of boxes a [B,M,4] and b [B,N,4] -> [B,M,N] (torchvision's box_iou takes no batch)."""
-    ax1, ay1, ax2, ay2 = a[:, :, None].unbind(-1)  # planes: a last dimension of 2 is several times slower on CPU
+    ax1, ay1, ax2, ay2 = a[:, :, None].unbind(
+        -1
+    )  # planes: a last dimension of 2 is several times slower on CPU
     bx1, by1, bx2, by2 = b[:, None].unbind(-1)
     wide = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
     high = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
@@ -50,11 +53,11 @@ def simota(
 ) -> Assignment:
     """Match cells to boxes.
 
-    boxes [B,M,4] and classes [B,M] (negative: not an object); predicted boxes [B,N,4] in pixels; objectness logits [B,N];
-    class_logits [B,N,C]; centres [N,2], scales [N] of the cells. The cost of a pair is classification BCE + 3 * -log(IoU);
-    a box takes its k cheapest cells, k = the sum of its ``candidates`` highest IoUs, at least 1; a cell that
-    several boxes take is matched to the one for which it is cheapest. ``radius`` of the centre region is in
-    strides.
+    boxes [B,M,4] and classes [B,M] (negative: not an object); predicted boxes [B,N,4] in pixels; objectness
+    logits [B,N]; class_logits [B,N,C]; centres [N,2], scales [N] of the cells. The cost of a pair is
+    classification BCE + 3 * -log(IoU); a box takes its k cheapest cells, k = the sum of its ``candidates``
+    highest IoUs, at least 1; a cell that several boxes take is matched to the one for which it is cheapest.
+    ``radius`` of the centre region is in strides.
     """
     number = boxes.shape[1]
     if number == 0:
@@ -89,12 +92,17 @@ def _near(boxes: Tensor, centres: Tensor, scales: Tensor, radius: float) -> tupl
 
 
 def _class_cost(classes: Tensor, objectness: Tensor, class_logits: Tensor) -> Tensor:
-    """BCE of sqrt(class probability * objectness) against the one-hot class of each box, summed over classes: [B,M,N].
+    """BCE of sqrt(class probability * objectness) against the one-hot class of each box, summed over classes:
+    [B,M,N].
 
     The terms of the classes other than the box's are the same for all boxes, so they are summed once per
     cell.
     """
-    p = (class_logits.float().sigmoid() * objectness.float().sigmoid()[..., None]).sqrt().clamp(1e-6, 1 - 1e-6)
+    p = (
+        (class_logits.float().sigmoid() * objectness.float().sigmoid()[..., None])
+        .sqrt()
+        .clamp(1e-6, 1 - 1e-6)
+    )
     absent = -torch.log1p(-p)
     present = -torch.log(p)
     index = classes.clamp(min=0)[:, :, None].expand(-1, -1, p.shape[1])

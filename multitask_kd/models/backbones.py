@@ -24,24 +24,32 @@ def check_encoder(name: str, where: str = "model.encoder") -> None:
     raise UserError(f"{where}: unknown encoder '{name}'; {did_you_mean(name, known)}")
 
 
-def build_encoder(name: str, *, max_stride: int, weights: str | None = None, where: str = "model") -> nn.Module:
+def build_encoder(
+    name: str, *, max_stride: int, weights: str | None = None, where: str = "model"
+) -> nn.Module:
     """An encoder whose ``forward(images)`` returns feature maps of strides 1, 2, 4 ... ``max_stride``.
 
-    weights: None (random), "imagenet" (the library downloads them), or the path of a state dict of this encoder
-    or of a checkpoint written by this package (its backbone is used). Its ``out_channels`` lists the maps'
-    channels. Raises UserError for an unknown encoder, and for weights that cannot be downloaded or do not
-    fit.
+    weights: None (random), "imagenet" (the library downloads them), or the path of a state dict of this
+    encoder or of a checkpoint written by this package (its backbone is used). Its ``out_channels`` lists the
+    maps' channels. Raises UserError for an unknown encoder, and for weights that cannot be downloaded or do
+    not fit.
     """
     check_encoder(name, f"{where}.encoder")
     depth = max_stride.bit_length() - 1
     try:
-        encoder = smp.encoders.get_encoder(name, in_channels=3, depth=depth, weights="imagenet" if weights == "imagenet" else None)
+        encoder = smp.encoders.get_encoder(
+            name, in_channels=3, depth=depth, weights="imagenet" if weights == "imagenet" else None
+        )
     except Exception as error:  # timm, huggingface_hub and urllib raise many kinds
         if weights != "imagenet":
-            raise UserError(f"{where}.encoder: '{name}' cannot give features down to stride {max_stride}: {error}") from error
+            raise UserError(
+                f"{where}.encoder: '{name}' cannot give features down to stride {max_stride}: {error}"
+            ) from error
         raise UserError(
-            f"{where}.weights: the imagenet weights of '{name}' could not be loaded ({type(error).__name__}: {error}). "
-            "Where this machine has no way to the model hub, save encoder.state_dict() on one that has and give that "
+            f"{where}.weights: the imagenet weights of '{name}' could not be loaded ({type(error).__name__}: "
+            f"{error}). "
+            "Where this machine has no way to the model hub, save encoder.state_dict() on one that has and "
+            "give that "
             f"file's path as {where}.weights, or set it to null to start from random weights"
         ) from error
     if weights not in (None, "imagenet"):
@@ -57,7 +65,9 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{where}: {path} is not a file of plain weights ({type(error).__name__}); save a state_dict()") from error
+        raise UserError(
+            f"{where}: {path} is not a file of plain weights ({type(error).__name__}); save a state_dict()"
+        ) from error
     advice = "is it the state dict of another encoder?"
     if isinstance(state, dict) and isinstance(state.get("model"), dict) and "arch" in state:
         if isinstance(state["arch"], dict) and state["arch"].get("widths"):
@@ -71,7 +81,8 @@ def load_encoder_weights(encoder: nn.Module, path: Path, where: str) -> None:
     missing = [k for k in own if k not in fits and not k.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"{where}: {path} lacks {len(missing)} of {len(own)} tensors of this encoder (first: {missing[0]}); {advice}"
+            f"{where}: {path} lacks {len(missing)} of {len(own)} tensors of this encoder (first: "
+            f"{missing[0]}); {advice}"
         )
     encoder.load_state_dict(fits, strict=False)
     if extra := len(state) - len(fits):

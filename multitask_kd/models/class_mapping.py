@@ -25,7 +25,9 @@ class ClassMapping:
     Raises ValueError for a name in the map that is no class, and where no class is shared.
     """
 
-    def __init__(self, theirs: Sequence[str], ours: Sequence[str], names: Mapping[str, str | None] | None = None):
+    def __init__(
+        self, theirs: Sequence[str], ours: Sequence[str], names: Mapping[str, str | None] | None = None
+    ):
         names = dict(names or {})
         if unknown := [n for n in names if n not in theirs]:
             raise ValueError(f"the teacher has no class '{unknown[0]}'; it has {', '.join(theirs)}")
@@ -38,7 +40,10 @@ class ClassMapping:
         self.extra = [i for i, n in enumerate(mapped) if n not in ours]
         self.same = self.sources == [[i] for i in range(len(theirs))] and not self.extra
         if not self.known:
-            raise ValueError(f"none of the teacher's classes ({', '.join(theirs)}) is one of the student's ({', '.join(ours)})")
+            raise ValueError(
+                f"none of the teacher's classes ({', '.join(theirs)}) is one of the student's "
+                f"({', '.join(ours)})"
+            )
 
     @property
     def unknown(self) -> list[str]:

@@ -14,7 +14,9 @@ def conv_block(channels: int) -> nn.Sequential:
     """GroupNorm, because the convolutions are shared across levels whose statistics differ: with a shared
     BatchNorm the head loses most of its AP."""
     groups = math.gcd(channels, 8)
-    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(groups, channels), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(groups, channels), nn.ReLU()
+    )
 
 
 class DenseHead(nn.Module):
@@ -41,7 +43,10 @@ class DenseHead(nn.Module):
         if absent := set(self.strides) - set(levels):
             raise ValueError(f"strides: the pyramid has no stride {min(absent)}; it has {list(levels)}")
         if len(self.strides) != len(set(self.strides)) or depth < 0 or not 0 < prior < 1:
-            raise ValueError(f"strides {list(self.strides)} must differ, depth {depth} be 0 or more, prior {prior} lie in (0, 1)")
+            raise ValueError(
+                f"strides {list(self.strides)} must differ, depth {depth} be 0 or more, prior {prior} lie in "
+                f"(0, 1)"
+            )
         self.box_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.class_tower = nn.Sequential(*(conv_block(width) for _ in range(depth)))
         self.box = nn.Conv2d(width, 4, 1)
@@ -72,7 +77,8 @@ class DenseHead(nn.Module):
 
 @lru_cache(maxsize=64)
 def cells(size: tuple[int, int], strides: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centres [N,2] (x, y in pixels) and strides [N] of the cells of an image of ``size`` (H, W), in the head's order."""
+    """Centres [N,2] (x, y in pixels) and strides [N] of the cells of an image of ``size`` (H, W), in the
+    head's order."""
     centres, scales = [], []
     for stride in strides:
         height, width = math.ceil(size[0] / stride), math.ceil(size[1] / stride)
@@ -90,7 +96,8 @@ def decode_boxes(raw: Tensor, centres: Tensor, scales: Tensor) -> Tensor:
 
 
 def box_sizes(raw: Tensor) -> Tensor:
-    """Raw outputs [...,4+] -> width and height [...,2] in strides, at most e^6: an untrained head would otherwise overflow."""
+    """Raw outputs [...,4+] -> width and height [...,2] in strides, at most e^6: an untrained head would
+    otherwise overflow."""
     return raw[..., 2:4].clamp(max=6.0).exp()
 
 

@@ -51,10 +51,13 @@ class DetectionOutput:
         ):
             if value not in known:
                 raise ValueError(f"{name}: '{value}' is none of {', '.join(known)}")
-        listed = strides is None or (isinstance(strides, (list, tuple)) and all(isinstance(s, int) and s > 0 for s in strides))
+        listed = strides is None or (
+            isinstance(strides, (list, tuple)) and all(isinstance(s, int) and s > 0 for s in strides)
+        )
         if anchors < 1 or not listed:
             raise ValueError(
-                f"strides, anchors: whole numbers above 0, a list and one, are needed, not {strides!r} and {anchors!r}"
+                f"strides, anchors: whole numbers above 0, a list and one, are needed, not {strides!r} and "
+                f"{anchors!r}"
             )
         self.at, self.form, self.anchors = at, form, anchors
         self.strides = None if strides is None else tuple(strides)
@@ -72,7 +75,9 @@ class DetectionOutput:
         way = "; set scores to logit" if isinstance(pred, DensePredictions) else ""
         return f": the network's scores go from {low:.3g} to {high:.3g}, so they are no probabilities{way}"
 
-    def read(self, returned: Any, classes: int, size: tuple[int, int]) -> Tensor | DensePredictions | PaddedDetections:
+    def read(
+        self, returned: Any, classes: int, size: tuple[int, int]
+    ) -> Tensor | DensePredictions | PaddedDetections:
         """The detections in a network's return value, in pixels of its input of ``size`` (H, W).
 
         Raises ValueError where they are in none of the known forms.
@@ -91,7 +96,8 @@ class DetectionOutput:
             return self._predictions(found, classes, size)
         if found.shape[2] != 5 + classes or found.shape[1] != self._cells(size):
             raise ValueError(
-                f"{list(found.shape)} are not the {self._cells(size)} cells of strides {list(self.strides or ())} with "
+                f"{list(found.shape)} are not the {self._cells(size)} cells of strides "
+                f"{list(self.strides or ())} with "
                 f"4 + 1 + {classes} values each; set strides or form"
             )
         return found
@@ -104,7 +110,9 @@ class DetectionOutput:
         if found.shape[2] == 6 and found.shape[1] <= 1000:
             return "detections"
         if found.shape[1] == self._cells(size):
-            raise ValueError(f"the network's cells have {found.shape[2] - 5} classes, but {classes} are named in `classes`")
+            raise ValueError(
+                f"the network's cells have {found.shape[2] - 5} classes, but {classes} are named in `classes`"
+            )
         raise ValueError(f"{list(found.shape)} may be many things; say which with form")
 
     def _cells(self, size: tuple[int, int]) -> int:
@@ -112,7 +120,9 @@ class DetectionOutput:
 
     def _rows(self, found: Tensor) -> PaddedDetections:
         if found.shape[2] != 6:
-            raise ValueError(f"detections are [B,M,6], x1,y1,x2,y2,score,class; these are {list(found.shape)}")
+            raise ValueError(
+                f"detections are [B,M,6], x1,y1,x2,y2,score,class; these are {list(found.shape)}"
+            )
         score = found[..., 4]
         classes = torch.where(score > 0, found[..., 5].round().long() - self.first_class, PAD)
         return PaddedDetections(found[..., :4], score.clamp(min=0), classes)
@@ -122,7 +132,8 @@ class DetectionOutput:
         if most >= classes or least < PAD:
             wrong = (most if most >= classes else least) + self.first_class
             raise ValueError(
-                f"the network found class {wrong}, but {classes} are named in `classes` from {self.first_class} on; "
+                f"the network found class {wrong}, but {classes} are named in `classes` from "
+                f"{self.first_class} on; "
                 "name them all, or correct first_class"
             )
         return found
@@ -146,7 +157,8 @@ class DetectionOutput:
             return DensePredictions(boxes, scores)
         if found.shape[1] != self._cells(size) * self.anchors:
             raise ValueError(
-                f"{found.shape[1]} predictions are not {self.anchors} for each of the {self._cells(size)} locations of strides "
+                f"{found.shape[1]} predictions are not {self.anchors} for each of the {self._cells(size)} "
+                f"locations of strides "
                 f"{list(self.strides)}; correct strides and anchors"
             )
         points, strides = _anchor_points(size, self.strides, self.anchors, found.device)
@@ -158,35 +170,50 @@ def _like_detections(value: Any) -> bool:
         return value.dim() == 3
     if isinstance(value, Mapping):
         return {"boxes", "scores"} <= set(value)
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(x, Mapping) and "boxes" in x for x in value)
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(x, Mapping) and "boxes" in x for x in value)
+    )
 
 
 def _from_mappings(found: Sequence[Mapping[str, Tensor]], first_class: int) -> PaddedDetections:
     """One mapping of boxes [K,4], scores [K], labels [K] per image -> padded detections, sorted by score."""
     if lacking := [key for key in ("boxes", "scores", "labels") if any(key not in one for one in found)]:
-        raise ValueError(f"detections need boxes, scores, labels; there is no '{lacking[0]}' in {shown(found[0])}")
+        raise ValueError(
+            f"detections need boxes, scores, labels; there is no '{lacking[0]}' in {shown(found[0])}"
+        )
     orders = [one["scores"].argsort(descending=True, stable=True) for one in found]
     return PaddedDetections.padded(
         [
-            PaddedDetections(one["boxes"][order].float(), one["scores"][order].float(), one["labels"][order].long() - first_class)
+            PaddedDetections(
+                one["boxes"][order].float(),
+                one["scores"][order].float(),
+                one["labels"][order].long() - first_class,
+            )
             for one, order in zip(found, orders, strict=True)
         ]
     )
 
 
 def _dense(found: Mapping[str, Tensor], classes: int) -> DensePredictions:
-    """boxes [B,A,4], scores [B,A,C], locations [A,2] or [B,A,2], strides [A]; the locations of all images are the same."""
+    """boxes [B,A,4], scores [B,A,C], locations [A,2] or [B,A,2], strides [A]; the locations of all images are
+    the same."""
     dense = DensePredictions(*(found[key] for key in ("boxes", "scores", "locations", "strides")))
     if dense.anchor_points.dim() == 3:
         dense = dense._replace(anchor_points=dense.anchor_points[0])
     images, count = dense.boxes.shape[:2]
     wanted = ((images, count, 4), (images, count, classes), (count, 2), (count,))
     if tuple(tuple(part.shape) for part in dense) != wanted:
-        raise ValueError(f"{shown(found)} are not boxes [B,A,4], scores [B,A,{classes}], locations [A,2], strides [A]")
+        raise ValueError(
+            f"{shown(found)} are not boxes [B,A,4], scores [B,A,{classes}], locations [A,2], strides [A]"
+        )
     return dense
 
 
-def _anchor_points(size: tuple[int, int], strides: Sequence[int], anchors: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _anchor_points(
+    size: tuple[int, int], strides: Sequence[int], anchors: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """x, y [A,2] in pixels and strides [A] of predictions, by stride, anchor, row, column."""
     levels = [cells(size, (stride,), device) for stride in strides]
     points = torch.cat([centres.repeat(anchors, 1) for centres, _ in levels])

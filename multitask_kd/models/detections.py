@@ -98,7 +98,9 @@ def dense_in_student(found: DensePredictions, geometry: TeacherGeometry) -> Dens
     if geometry.same:
         return found
     lengths = {key: getattr(found, key) for key in ("boxes", "anchor_points", "strides")}
-    return found._replace(**{key: value / geometry.scale for key, value in lengths.items() if value is not None})
+    return found._replace(
+        **{key: value / geometry.scale for key, value in lengths.items() if value is not None}
+    )
 
 
 # --- several detectors
@@ -107,12 +109,13 @@ def dense_in_student(found: DensePredictions, geometry: TeacherGeometry) -> Dens
 def mean_cells(
     preds: Sequence[Tensor], ignore_masks: Sequence[Tensor | None], known: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor | None]:
-    """Raw outputs [B,N,4+1+C] of the same cells -> raw outputs, and where every teacher ignores the cell, bool [B,N].
+    """Raw outputs [B,N,4+1+C] of the same cells -> raw outputs, and where every teacher ignores the cell,
+    bool [B,N].
 
-    Boxes: the mean by confidence. Scores (objectness * class): the mean over the teachers that know the class. Objectness: the
-    mean over those that know the class of the highest score; classes: scores divided by it. The reason: a
-    teacher predicts background for objects of a class that it lacks, and its class scores mean nothing on
-    background.
+    Boxes: the mean by confidence. Scores (objectness * class): the mean over the teachers that know the
+    class. Objectness: the mean over those that know the class of the highest score; classes: scores divided
+    by it. The reason: a teacher predicts background for objects of a class that it lacks, and its class
+    scores mean nothing on background.
     """
     ignored = [ignored_places(m, preds[0][..., 0]) for m in ignore_masks]
     counts = torch.stack([~q for q in ignored]).float()  # [T,B,N]
@@ -120,7 +123,9 @@ def mean_cells(
     objectness, classes = raw[..., 4].sigmoid(), raw[..., 5:].sigmoid()
     sure = (objectness * classes.amax(-1) + 1e-6) * counts
     boxes = (raw[..., :4] * sure[..., None]).sum(0) / sure.sum(0).clamp(min=1e-6)[..., None]
-    known_to = counts[..., None] * torch.stack([knows(classes.shape[-1], k, raw) for k in known])[:, None, None]
+    known_to = (
+        counts[..., None] * torch.stack([knows(classes.shape[-1], k, raw) for k in known])[:, None, None]
+    )
     count = known_to.sum(0).clamp(min=1)
     score = (objectness[..., None] * classes * known_to).sum(0) / count  # [B,N,C]
     there = (objectness[..., None] * known_to).sum(0) / count
@@ -133,7 +138,9 @@ def mean_detections(preds: Sequence[PaddedDetections], known: Sequence[Sequence[
     """Detections of each teacher -> one for every object. Boxes: the mean weighted by score; score: the mean
     over the teachers that know the class, with 0 for a teacher that did not detect the object."""
     images = range(len(preds[0].boxes))
-    return PaddedDetections.padded([_merged([PaddedDetections(*(t[i] for t in p)) for p in preds], known) for i in images])
+    return PaddedDetections.padded(
+        [_merged([PaddedDetections(*(t[i] for t in p)) for p in preds], known) for i in images]
+    )
 
 
 def _merged(preds: Sequence[PaddedDetections], known: Sequence[Sequence[int]]) -> PaddedDetections:
@@ -141,7 +148,12 @@ def _merged(preds: Sequence[PaddedDetections], known: Sequence[Sequence[int]]) -
     boxes, scores, classes = (torch.cat([getattr(p, key) for p in preds]) for key in PaddedDetections._fields)
     teacher = torch.cat([torch.full_like(p.classes, k) for k, p in enumerate(preds)])
     there = classes >= 0
-    boxes, scores, classes, teacher = boxes[there].float(), scores[there].float(), classes[there], teacher[there]
+    boxes, scores, classes, teacher = (
+        boxes[there].float(),
+        scores[there].float(),
+        classes[there],
+        teacher[there],
+    )
     if not len(scores):
         return PaddedDetections(boxes, scores, classes)
     keep = batched_nms(boxes, scores, classes, SAME_OBJECT)
@@ -151,7 +163,9 @@ def _merged(preds: Sequence[PaddedDetections], known: Sequence[Sequence[int]]) -
     weight = of * scores
     # a teacher counts once per object
     best = torch.stack([(weight * (teacher == k)).amax(1) for k in range(len(preds))]).sum(0)
-    count = torch.tensor([sum(int(c) in k for k in known) for c in classes[keep].tolist()], device=scores.device)
+    count = torch.tensor(
+        [sum(int(c) in k for k in known) for c in classes[keep].tolist()], device=scores.device
+    )
     mean = (weight[..., None] * boxes).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
     score = best / count.clamp(min=1)
     order = score.argsort(descending=True, stable=True)

@@ -15,7 +15,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std, RGB i
 
 
 class ExternalModel(nn.Module):
-    """images float [B,3,h,w], RGB in [0,1] -> ModelOutput of the tasks in ``outputs``, in the network's own classes and pixels.
+    """images float [B,3,h,w], RGB in [0,1] -> ModelOutput of the tasks in ``outputs``, in the network's own
+    classes and pixels.
 
     outputs: by task, the reader of its prediction (``Task.Output``): ``read(returned, classes, size)``.
     scale: the largest pixel value that the network expects; mean, std: of R, G, B in that range, None where
@@ -67,7 +68,9 @@ class ExternalModel(nn.Module):
             raise ValueError(f"{task}: {error}") from None
 
 
-def pick(returned: Any, at: str | int | None, fits: Callable[[Any], bool], what: str, also: Sequence[str] = ()) -> Any:
+def pick(
+    returned: Any, at: str | int | None, fits: Callable[[Any], bool], what: str, also: Sequence[str] = ()
+) -> Any:
     """The part of a network's return value that ``at`` names, else one under a name in ``also``, else the
     only one that ``fits``.
 
@@ -79,13 +82,21 @@ def pick(returned: Any, at: str | int | None, fits: Callable[[Any], bool], what:
             try:
                 found = found[step] if isinstance(found, Mapping) else found[int(step)]
             except (KeyError, IndexError, ValueError, TypeError):
-                raise ValueError(f"there is no '{at}' in what the network returns: {shown(returned)}") from None
+                raise ValueError(
+                    f"there is no '{at}' in what the network returns: {shown(returned)}"
+                ) from None
         return found
     if isinstance(returned, Mapping) and (named := [name for name in also if name in returned]):
         return returned[named[0]]
     if fits(returned):
         return returned
-    parts = returned.values() if isinstance(returned, Mapping) else returned if isinstance(returned, (list, tuple)) else ()
+    parts = (
+        returned.values()
+        if isinstance(returned, Mapping)
+        else returned
+        if isinstance(returned, (list, tuple))
+        else ()
+    )
     found = [part for part in parts if fits(part)]
     if len(found) != 1:
         which = "several parts" if found else "no part"

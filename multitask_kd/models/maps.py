@@ -45,13 +45,17 @@ def mask_at(ignore_mask: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def mapped_logits(logits: Tensor, mapping: ClassMapping) -> tuple[Tensor, Tensor | None]:
-    """Logits [B,C,...] of a teacher's classes -> those of the student's, float32, and the ignore mask [B,...].
+    """Logits [B,C,...] of a teacher's classes -> those of the student's, float32, and the ignore mask
+    [B,...].
 
     Merged classes have the sum of their probabilities. A position is ignored where the teacher's likeliest
     class is none of the student's; None: no position is ignored.
     """
     logits = logits.float()
-    parts = [logits[:, found].logsumexp(1) if found else torch.full_like(logits[:, 0], UNKNOWN) for found in mapping.sources]
+    parts = [
+        logits[:, found].logsumexp(1) if found else torch.full_like(logits[:, 0], UNKNOWN)
+        for found in mapping.sources
+    ]
     mapped = torch.stack(parts, dim=1)
     return mapped, logits[:, mapping.extra].amax(1) > mapped.amax(1) if mapping.extra else None
 
@@ -64,7 +68,9 @@ def mean_logits(
     the finest one's height and width."""
     goal = max((p.shape[2:] for p in preds), key=math.prod)
     if len(goal) == 2:
-        preds = [p if p.shape[2:] == goal else F.interpolate(p.float(), size=goal, mode="bilinear") for p in preds]
+        preds = [
+            p if p.shape[2:] == goal else F.interpolate(p.float(), size=goal, mode="bilinear") for p in preds
+        ]
     ignored = [ignored_places(m, preds[0][:, 0]) for m in ignore_masks]
     counts = torch.stack(
         [
@@ -84,7 +90,9 @@ def ignored_places(ignore_mask: Tensor | None, like: Tensor) -> Tensor:
     if ignore_mask is None:
         return torch.zeros_like(like, dtype=torch.bool)
     if ignore_mask.shape[1:] != like.shape[1:]:
-        ignore_mask = F.interpolate(ignore_mask[:, None].float(), size=like.shape[1:], mode="nearest")[:, 0] > 0
+        ignore_mask = (
+            F.interpolate(ignore_mask[:, None].float(), size=like.shape[1:], mode="nearest")[:, 0] > 0
+        )
     return ignore_mask
 
 

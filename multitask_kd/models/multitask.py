@@ -16,8 +16,8 @@ class MultiTaskNet(nn.Module):
     """images float [B,3,H,W], RGB in [0,1], H and W multiples of ``max(strides)`` -> ModelOutput with one
     prediction per task.
 
-    mean, std: the encoder's input statistics, applied here so that a saved network needs no preprocessing beyond
-    a letterbox.
+    mean, std: the encoder's input statistics, applied here so that a saved network needs no preprocessing
+    beyond a letterbox.
     """
 
     def __init__(
@@ -43,7 +43,10 @@ class MultiTaskNet(nn.Module):
         shared = tuple(features[i] for i in self._levels)
         maps = dict(zip(self.strides, shared, strict=True))
         levels = self.neck(shared)
-        return ModelOutput({task: head(maps if reads_encoder(head) else levels) for task, head in self.heads.items()}, shared=shared)
+        return ModelOutput(
+            {task: head(maps if reads_encoder(head) else levels) for task, head in self.heads.items()},
+            shared=shared,
+        )
 
 
 def reads_encoder(head: nn.Module | type[nn.Module]) -> bool:

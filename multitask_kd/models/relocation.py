@@ -1,4 +1,5 @@
-"""A detector's predictions at anchor points of its own (other strides, several anchors) -> the cells of the student's head."""
+"""A detector's predictions at anchor points of its own (other strides, several anchors) -> the cells of the
+student's head."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def to_dense(raw: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> De
     return DensePredictions(decode_boxes(raw, centres, scales), scores, centres, scales)
 
 
-def by_location(dense: DensePredictions, size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def by_location(
+    dense: DensePredictions, size: tuple[int, int], strides: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """Predictions in the student's pixels -> raw outputs [B,N,4+1+C] of the student's cells, and which cells
     have no prediction, bool [B,N].
 
@@ -63,6 +66,8 @@ def _table(points: Tensor, own: Tensor, size: tuple[int, int], strides: tuple[in
     cell, order = cell.sort(stable=True)
     start = torch.searchsorted(cell, cell)
     rank = torch.arange(len(cell), device=cell.device) - start
-    table = torch.full((count, max(1, int(rank.max()) + 1) if len(cell) else 1), -1, dtype=torch.long, device=points.device)
+    table = torch.full(
+        (count, max(1, int(rank.max()) + 1) if len(cell) else 1), -1, dtype=torch.long, device=points.device
+    )
     table[cell, rank] = number[order]
     return table

@@ -13,7 +13,8 @@ from ..batch import GREY, Batch
 
 @dataclass(frozen=True)
 class TeacherGeometry:
-    """student, own: (H, W) in pixels of the student's images and of the teacher's input. The images lie at its top left corner."""
+    """student, own: (H, W) in pixels of the student's images and of the teacher's input. The images lie at
+    its top left corner."""
 
     student: tuple[int, int]
     own: tuple[int, int]
@@ -30,7 +31,9 @@ class TeacherGeometry:
     @property
     def content(self) -> tuple[int, int]:
         """(H, W) of the images in the teacher's input."""
-        return tuple(max(1, min(o, round(s * self.scale))) for o, s in zip(self.own, self.student, strict=True))
+        return tuple(
+            max(1, min(o, round(s * self.scale))) for o, s in zip(self.own, self.student, strict=True)
+        )
 
     @property
     def sharper(self) -> bool:
@@ -44,7 +47,13 @@ class TeacherGeometry:
             return batch.images
         images = batch.teacher_images.get(self.content)
         if images is None:
-            images = F.interpolate(batch.images, size=self.content, mode="bilinear", align_corners=False, antialias=self.scale < 1)
+            images = F.interpolate(
+                batch.images,
+                size=self.content,
+                mode="bilinear",
+                align_corners=False,
+                antialias=self.scale < 1,
+            )
         below, right = (o - c for o, c in zip(self.own, self.content, strict=True))
         return F.pad(images, (0, right, 0, below), value=GREY / 255) if below or right else images
 
@@ -52,5 +61,7 @@ class TeacherGeometry:
         """A map [B,C,h,w] of the teacher's input -> the part of it that covers the images."""
         if self.same:
             return maps
-        height, width = (max(1, round(n * c / o)) for n, c, o in zip(maps.shape[2:], self.content, self.own, strict=True))
+        height, width = (
+            max(1, round(n * c / o)) for n, c, o in zip(maps.shape[2:], self.content, self.own, strict=True)
+        )
         return maps[:, :, :height, :width]

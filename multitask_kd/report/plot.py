@@ -1,4 +1,5 @@
-"""A scatter plot as inline SVG: it takes its colours from the page's style sheet, so that it follows light, dark and print."""
+"""A scatter plot as inline SVG: it takes its colours from the page's style sheet, so that it follows light,
+dark and print."""
 
 from __future__ import annotations
 
@@ -26,11 +27,14 @@ class Point:
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """An <svg> of the points, the front as steps through those that are on it, each with its name where there is room.
+    """An <svg> of the points, the front as steps through those that are on it, each with its name where there
+    is room.
 
     x is logarithmic where the largest is more than eight times the smallest.
     """
-    across = _Axis([v for p in points for v in (p.x, p.low, p.high) if v is not None], LEFT, WIDTH - RIGHT, zero=True)
+    across = _Axis(
+        [v for p in points for v in (p.x, p.low, p.high) if v is not None], LEFT, WIDTH - RIGHT, zero=True
+    )
     up = _Axis([p.y for p in points], HEIGHT - BOTTOM, TOP)
     parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     parts.append(f"<title>{escape(f'{y_label} against {x_label}')}</title>")
@@ -45,9 +49,13 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
     for point, (x, y) in zip(points, places, strict=True):
         kind = "dot front" if point.front else "dot"
         label = escape(f"{point.name}: {point.x:.4g}, {point.y:.1f}")
-        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{DOT}"><title>{label}</title></circle>')
+        parts.append(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{DOT}"><title>{label}</title></circle>'
+        )
     spreads = [
-        (across(p.low), up(p.y) - 2, across(p.high), up(p.y) + 2) for p in points if p.low is not None and p.high is not None
+        (across(p.low), up(p.y) - 2, across(p.high), up(p.y) + 2)
+        for p in points
+        if p.low is not None and p.high is not None
     ]
     parts += _labels(points, places, spreads)
     return "".join(parts) + "</svg>"
@@ -99,11 +107,17 @@ def _grid(across: _Axis, up: _Axis, x_label: str, y_label: str) -> list[str]:
     for tick in across.ticks:
         x = across(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{tick:.4g}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{tick:.4g}</text>'
+        )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     centre = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text class="axis" transform="translate(11 {centre}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(
+        f'<text class="axis" transform="translate(11 {centre}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
     return parts
 
 
@@ -119,7 +133,9 @@ def _steps(front: Sequence[Point], across: _Axis, up: _Axis) -> str:
 
 
 def _labels(
-    points: Sequence[Point], places: Sequence[tuple[float, float]], taken: Sequence[tuple[float, float, float, float]]
+    points: Sequence[Point],
+    places: Sequence[tuple[float, float]],
+    taken: Sequence[tuple[float, float, float, float]],
 ) -> list[str]:
     """Names beside their dots, those on the front first; a name without room is left to the dot's tooltip."""
     taken = [*taken, *((x - DOT, y - DOT, x + DOT, y + DOT) for x, y in places)]
@@ -136,7 +152,9 @@ def _labels(
             taken.append(box)
             if abs(dy) > LINE:
                 end = left - 2 if dx > 0 else left + width + 2
-                parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{y + dy:.1f}"/>')
+                parts.append(
+                    f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{y + dy:.1f}"/>'
+                )
             parts.append(f'<text class="name" x="{left:.1f}" y="{y + dy + 4:.1f}">{escape(name)}</text>')
             break
     return parts

@@ -75,7 +75,8 @@ def metrics_table(metrics: Mapping[str, Any], tasks: Mapping[str, Any], *, markd
         metrics: {"images": n, <task>: {key of a column: figure, key of ``by_class``: {class: figure}}};
             a task may be missing, and any figure None.
         tasks: by name; of each the attributes ``title``, ``columns``, ``row_titles`` (of the rows of
-            ``columns`` after the first), ``by_class``, ``is_map``, ``is_default`` and ``called`` of a ``Task``.
+            ``columns`` after the first), ``by_class``, ``is_map``, ``is_default`` and ``called`` of a
+            ``Task``.
     """
     ordered = sorted(tasks, key=lambda name: not tasks[name].is_map)
     tasks = {name: tasks[name] for name in ordered if metrics.get(name)}

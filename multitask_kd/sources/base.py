@@ -90,6 +90,8 @@ def _joined(outputs: Sequence[Any], kept: Sequence[int], ran: Sequence[int]) -> 
     if all(out.shape == first.shape and torch.equal(out, first) for out in outputs[1:]):
         return first
     raise UserError(
-        f"path: the network takes at most {max(ran)} images at once, and an output of shape {list(first.shape)} has no "
-        "dimension for them, so that the outputs of more images cannot be joined; export it with a batch of free size"
+        f"path: the network takes at most {max(ran)} images at once, and an output of shape "
+        f"{list(first.shape)} has no "
+        "dimension for them, so that the outputs of more images cannot be joined; export it with a batch of "
+        "free size"
     )

@@ -21,13 +21,14 @@ from .onnx import check_size
 
 @SOURCES.register("export")
 class Export(Source):
-    """A program of ``torch.export.save`` with one input, images [B,3,h,w]. No options; modules inside it cannot be tapped.
+    """A program of ``torch.export.save`` with one input, images [B,3,h,w]. No options; modules inside it
+    cannot be tapped.
 
-    torch.export.load unpickles sample inputs, constants and some weights without restriction, evaluates expressions and
-    function names of the program as Python, and loads compiled libraries. Where ``trust_pickle`` is false none of that happens:
-    pickles are read as plain data and written again, the program may consist only of torch's own operators,
-    names and size expressions, and only content that passed these checks is given to torch. Anything else is
-    refused.
+    torch.export.load unpickles sample inputs, constants and some weights without restriction, evaluates
+    expressions and function names of the program as Python, and loads compiled libraries. Where
+    ``trust_pickle`` is false none of that happens: pickles are read as plain data and written again, the
+    program may consist only of torch's own operators, names and size expressions, and only content that
+    passed these checks is given to torch. Anything else is refused.
 
     A program with a fixed batch runs slice by slice, the last slice padded; one with a fixed height and width
     needs images of that size.
@@ -63,7 +64,8 @@ def _readable(path: str) -> Iterator[None]:
     except Exception as error:  # torch raises many kinds
         raise UserError(
             f"path: {path} cannot be read as a program of torch.export ({files.first_line(error)}); "
-            "it is damaged, or was written by another version of torch: export it again with the one installed here"
+            "it is damaged, or was written by another version of torch: export it again with the one "
+            "installed here"
         ) from None
 
 
@@ -87,12 +89,22 @@ class _Program(nn.Module):
         super().__init__()
         self.path = path
         names = program.graph_signature.user_inputs
-        inputs = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+        inputs = [
+            node.meta.get("val")
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name in names
+        ]
         if len(names) != 1 or len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
-            raise UserError(f"path: the program in {path} needs one input, images [B,3,h,w]; it has {', '.join(map(str, names))}")
+            raise UserError(
+                f"path: the program in {path} needs one input, images [B,3,h,w]; it has "
+                f"{', '.join(map(str, names))}"
+            )
         shape, self.dtype = inputs[0].shape, inputs[0].dtype
         if isinstance(shape[1], int) and shape[1] != 3 or not self.dtype.is_floating_point:
-            raise UserError(f"path: the program in {path} takes {list(shape)} in {self.dtype}; floating-point [B,3,h,w] is needed")
+            raise UserError(
+                f"path: the program in {path} takes {list(shape)} in {self.dtype}; floating-point [B,3,h,w] "
+                f"is needed"
+            )
         self.size = [side if isinstance(side, int) else "free" for side in shape[2:]]
         self.limits = _limits(shape[0], program.range_constraints)
         self.module = program.module()
@@ -159,7 +171,12 @@ _OPERATOR = re.compile(
 )
 _IDENTIFIER = re.compile(r"(?:[A-Za-z_]\w*)?", re.ASCII)
 _PLAIN = re.compile(r"(?!.*\.__)(?!__)[\w.:+\-]*", re.ASCII)  # names of weights, devices, versions
-_FREE = ("as_string", "as_strings", "string_value", "torch_version")  # texts: only ever written into the program by repr()
+_FREE = (
+    "as_string",
+    "as_strings",
+    "string_value",
+    "torch_version",
+)  # texts: only ever written into the program by repr()
 _FUNCTIONS = {
     "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "FloorDiv", "ModularIndexing", "CleanDiv",
     "CeilDiv", "CeilToInt", "FloorToInt", "PythonMod", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToInt",
@@ -167,7 +184,18 @@ _FUNCTIONS = {
     "GreaterThan", "StrictGreaterThan", "LessThan", "StrictLessThan", "And", "Or", "Not", "Piecewise", "ExprCondPair", "Abs",
     "floor", "ceiling",
 }  # fmt: skip
-_KEYWORDS = {"positive", "negative", "nonnegative", "nonzero", "integer", "real", "finite", "extended_real", "precision", "evaluate"}
+_KEYWORDS = {
+    "positive",
+    "negative",
+    "nonnegative",
+    "nonzero",
+    "integer",
+    "real",
+    "finite",
+    "extended_real",
+    "precision",
+    "evaluate",
+}
 _TREES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
@@ -182,7 +210,14 @@ def cleaned(path: str) -> dict[str, bytes]:
     kept = {}
     try:
         for name, content in members.items():
-            if name in ("archive_format", "archive_version", "byteorder", "version", ".data/version", ".format_version"):
+            if name in (
+                "archive_format",
+                "archive_version",
+                "byteorder",
+                "version",
+                ".data/version",
+                ".format_version",
+            ):
                 kept[name] = content
             elif re.fullmatch(r"models/\w+\.json|serialized_exported_program\.json", name, re.ASCII):
                 kept[name] = _program(json.loads(content))
@@ -199,7 +234,8 @@ def cleaned(path: str) -> dict[str, bytes]:
                 kept[name] = _rewritten(content, name)
     except _Refused as refused:
         raise UserError(
-            f"path: {path} holds {refused}, which torch would run as code; it was not opened. If you trust whoever made the "
+            f"path: {path} holds {refused}, which torch would run as code; it was not opened. If you trust "
+            f"whoever made the "
             "file, set trust_pickle: true; else have the network exported to ONNX or its state_dict() saved"
         ) from None
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -228,7 +264,9 @@ def _rewritten(content: bytes, name: str) -> bytes:
 def _payload(config: Any, folder: str, members: Mapping[str, bytes]) -> bytes:
     """The list of weights or constants: tensors, raw or pickled as plain data; no other objects."""
     for entry in config["config"].values():
-        if not re.fullmatch(r"weight_\d+" if folder.endswith("weights") else r"tensor_\d+", str(entry["path_name"])):
+        if not re.fullmatch(
+            r"weight_\d+" if folder.endswith("weights") else r"tensor_\d+", str(entry["path_name"])
+        ):
             raise _Refused(f"the pickled object '{entry['path_name']}'")
         name = f"{folder}/{entry['path_name']}"
         if entry.get("use_pickle") and not (name in members and _is_zip(members[name])):
@@ -251,7 +289,8 @@ def _program(program: Any) -> bytes:
 
 
 def _strings(node: Any, key: str = "") -> None:
-    """Refuse a text that torch would evaluate, import or write into Python code as something else than a name or a literal."""
+    """Refuse a text that torch would evaluate, import or write into Python code as something else than a name
+    or a literal."""
     if isinstance(node, dict):
         if isinstance(node.get("target"), str) and "metadata" in node:
             node["metadata"] = {}  # stack traces and names of functions
@@ -281,7 +320,8 @@ def _strings(node: Any, key: str = "") -> None:
 
 
 def _expression(text: str) -> None:
-    """A size such as ``FloorDiv(Symbol('s0', positive=True), Integer(2))``: known functions of symbols and numbers."""
+    """A size such as ``FloorDiv(Symbol('s0', positive=True), Integer(2))``: known functions of symbols and
+    numbers."""
     rest = re.sub(r"'[a-z]\w*'|'-?[\d.]+(?:e[+-]?\d+)?'", "1", text, flags=re.ASCII)
     for word in re.finditer(r"[^\W\d]\w*(\s*\()?", rest, re.ASCII):
         name = word.group().rstrip("( \t\n")
@@ -300,10 +340,16 @@ def _tree(text: str) -> str:
 
     def check(node: Any) -> None:
         if node["type"] not in _TREES:
-            raise _Refused(f"outputs in a '{str(node['type'])[:80]}' (tensors, tuples, lists and dicts are read)")
+            raise _Refused(
+                f"outputs in a '{str(node['type'])[:80]}' (tensors, tuples, lists and dicts are read)"
+            )
         context = node["context"]
         keys = json.loads(context) if isinstance(context, str) else context
-        if not (keys is None or isinstance(keys, list) and all(isinstance(k, int) or _PLAIN.fullmatch(k) for k in keys)):
+        if not (
+            keys is None
+            or isinstance(keys, list)
+            and all(isinstance(k, int) or _PLAIN.fullmatch(k) for k in keys)
+        ):
             raise _Refused(f"the keys {str(context)[:80]}")
         for child in node["children_spec"]:
             check(child)

@@ -23,16 +23,31 @@ log = logging.getLogger(__name__)
 
 # kind of file -> what it seems to be, and what to do with it
 KINDS = {
-    "folder": ("a folder", "give the file inside it; a folder of smp's save_pretrained is read by the source smp"),
+    "folder": (
+        "a folder",
+        "give the file inside it; a folder of smp's save_pretrained is read by the source smp",
+    ),
     "empty": ("an empty file", "copy it again"),
-    "html": ("a web page", "the download gave a page instead of the file (a login or an error?); download it again"),
+    "html": (
+        "a web page",
+        "the download gave a page instead of the file (a login or an error?); download it again",
+    ),
     "lfs": ("a pointer of Git LFS", "fetch the file itself with git lfs pull"),
     "torch": ("a file of torch.save", "the source state_dict reads weights, pickle a whole module"),
-    "legacy": ("a file of torch.save in its old format", "the source state_dict reads weights, pickle a whole module"),
-    "pickle": ("a Python pickle, not written by torch.save", "save model.state_dict() with torch.save and use state_dict"),
+    "legacy": (
+        "a file of torch.save in its old format",
+        "the source state_dict reads weights, pickle a whole module",
+    ),
+    "pickle": (
+        "a Python pickle, not written by torch.save",
+        "save model.state_dict() with torch.save and use state_dict",
+    ),
     "torchscript": ("a TorchScript archive", "use the source torchscript"),
     "export": ("a program of torch.export", "use the source export"),
-    "package": ("a compiled or packaged model (AOTInductor, torch.package)", "save it with torch.export.save or torch.save"),
+    "package": (
+        "a compiled or packaged model (AOTInductor, torch.package)",
+        "save it with torch.export.save or torch.save",
+    ),
     "onnx": ("an ONNX model", "use the source onnx"),
     "safetensors": ("a safetensors file", "use the source state_dict"),
     "keras": ("an HDF5 or Keras file", "export the model to ONNX and use the source onnx"),
@@ -58,12 +73,16 @@ def kind_of(path: str | Path) -> str:
     if path.is_dir():
         return "folder"
     if path.exists() and not path.is_file():
-        raise UserError(f"path: {path} is no file but a device or a pipe; give the path of the teacher's file")
+        raise UserError(
+            f"path: {path} is no file but a device or a pipe; give the path of the teacher's file"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise UserError(f"path: {path} cannot be read ({error.strerror or error}); give the path of the teacher's file") from None
+        raise UserError(
+            f"path: {path} cannot be read ({error.strerror or error}); give the path of the teacher's file"
+        ) from None
     for magic, kind in _STARTS.items():
         if start.startswith(magic):
             return _kind_of_zip(path) if kind == "zip" else kind
@@ -77,7 +96,12 @@ def kind_of(path: str | Path) -> str:
         return "archive"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "safetensors"
-    if start[0] == 0x08 and len(start) > 2 and start[1] < 0x20 and start[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42, 0x72):
+    if (
+        start[0] == 0x08
+        and len(start) > 2
+        and start[1] < 0x20
+        and start[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42, 0x72)
+    ):
         return "onnx"  # protobuf: the version of the format, then another field of the model
     if re.match(rb"\s*(<!doctype|<html|<\?xml|<head|<!--)", start, re.IGNORECASE):
         return "html"
@@ -98,7 +122,9 @@ def _kind_of_zip(path: Path) -> str:
         return "torchscript"
     if any(name.startswith("data/aotinductor/") for name in inner) or ".data/extern_modules" in inner:
         return "package"
-    if "serialized_exported_program.json" in names or any(re.fullmatch(r"models/.*\.json", name) for name in inner):
+    if "serialized_exported_program.json" in names or any(
+        re.fullmatch(r"models/.*\.json", name) for name in inner
+    ):
         return "export"
     if "data.pkl" in inner:
         return "torch"
@@ -141,12 +167,16 @@ def plain(path: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own advice is to run the code
         raise UserError(
-            f"path: {path} holds more than plain weights: pickled objects, which would run code and were not opened. Where the "
-            "model was made, save model.state_dict() with torch.save; or, if you trust whoever made the file, use the source "
+            f"path: {path} holds more than plain weights: pickled objects, which would run code and were not "
+            f"opened. Where the "
+            "model was made, save model.state_dict() with torch.save; or, if you trust whoever made the "
+            "file, use the source "
             "pickle with trust_pickle: true"
         ) from None
     except Exception as error:  # torch, zipfile, safetensors and pickle raise many kinds
-        raise UserError(f"path: {path} cannot be read ({first_line(error)}); it is damaged or truncated: copy it again") from None
+        raise UserError(
+            f"path: {path} cannot be read ({first_line(error)}); it is damaged or truncated: copy it again"
+        ) from None
 
 
 # Keys under which training programs store state dicts; the first one that is there is used.
@@ -185,16 +215,23 @@ def find_state(content: Any, path: str, key: str | None = None) -> State:
         if _is_state(inner):
             log.info("%s: the weights under '%s' are used", path, name)
             return dict(inner)
-    raise UserError(f"path: no state dict was found in {path}, which holds {_described(content)}; give options.key")
+    raise UserError(
+        f"path: no state dict was found in {path}, which holds {_described(content)}; give options.key"
+    )
 
 
 def at_key(content: Any, path: str, key: str) -> Any:
-    """``content[key]``; where that is not there, ``content[a][b]`` for a key ``a.b``. Raises UserError with the nearest key."""
+    """``content[key]``; where that is not there, ``content[a][b]`` for a key ``a.b``. Raises UserError with
+    the nearest key."""
     if isinstance(content, Mapping) and key in content:
         return content[key]
     for part in str(key).split("."):
         if not isinstance(content, Mapping) or part not in content:
-            hint = did_you_mean(part, content) if isinstance(content, Mapping) else f"it holds {_described(content)}"
+            hint = (
+                did_you_mean(part, content)
+                if isinstance(content, Mapping)
+                else f"it holds {_described(content)}"
+            )
             raise UserError(f"options.key: {path} has no '{key}'; {hint}")
         content = content[part]
     return content
@@ -232,11 +269,14 @@ def load_state(net: nn.Module, state: State, path: str) -> None:
             near = [n for n in own if own[n].shape == value.shape and n != name]
             also = f"; that is the shape of '{near[0]}'" if near else ""
             raise UserError(
-                f"path: '{name}' is {list(value.shape)} in {path}, the network has {list(own[name].shape)}{also}; "
+                f"path: '{name}' is {list(value.shape)} in {path}, the network has "
+                f"{list(own[name].shape)}{also}; "
                 "are the arguments of the network those it was trained with?"
             )
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"path: '{name}' in {path} holds values that are not finite; the network is of no use")
+            raise UserError(
+                f"path: '{name}' in {path} holds values that are not finite; the network is of no use"
+            )
     net.load_state_dict(state, strict=False)  # missing tensors are checked above
 
 
@@ -256,13 +296,15 @@ def _check_unpacked(path: str | Path, archive: zipfile.ZipFile) -> None:
     size, unpacked = Path(path).stat().st_size, sum(entry.file_size for entry in archive.infolist())
     if unpacked > 4 * size + 2**20:
         raise UserError(
-            f"path: {path} has {size / 2**20:.1f} MB, but would be {unpacked / 2**20:.0f} MB unpacked, which no exporter writes; "
+            f"path: {path} has {size / 2**20:.1f} MB, but would be {unpacked / 2**20:.0f} MB unpacked, which "
+            f"no exporter writes; "
             "it was tampered with"
         )
 
 
 def repack(path: str) -> dict[str, bytes]:
-    """The members of a zip, without the folder at the top. Raises UserError where it is damaged or has a name twice."""
+    """The members of a zip, without the folder at the top. Raises UserError where it is damaged or has a name
+    twice."""
     try:
         with zipfile.ZipFile(path) as archive:
             _check_unpacked(path, archive)
@@ -270,7 +312,10 @@ def repack(path: str) -> dict[str, bytes]:
             tops = {name.partition("/")[0] for name in names}
             skip = len(f"{tops.pop()}/") if len(tops) == 1 else 0
             if len(set(names)) != len(names):
-                raise UserError(f"path: {path} has members of the same name, which no exporter writes; it was tampered with")
+                raise UserError(
+                    f"path: {path} has members of the same name, which no exporter writes; it was tampered "
+                    f"with"
+                )
             return {name[skip:]: archive.read(name) for name in names}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise UserError(f"path: {path} is damaged ({first_line(error)}); copy it again") from None

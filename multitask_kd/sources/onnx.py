@@ -21,13 +21,15 @@ _OTHERS = (
 
 @SOURCES.register("onnx")
 class Onnx(Source):
-    """An ONNX model with one image input [B,3,h,w] in float32, float16 or float64. Nothing in the file is Python code.
+    """An ONNX model with one image input [B,3,h,w] in float32, float16 or float64. Nothing in the file is
+    Python code.
 
-    No options. It runs in onnxruntime (``pip install 'multitask_kd[onnx]'``): on CUDA where that is the device and the
-    installed onnxruntime has it, else on the CPU with torch's number of threads. Modules inside it cannot be tapped. A model
-    with a fixed batch runs slice by slice. Weights stored in separate files must lie beside the model, under
-    the names that it gives. Operators that onnxruntime does not know are refused. It returns a dict of
-    tensors by output name, or the tensor itself where the model has one output.
+    No options. It runs in onnxruntime (``pip install 'multitask_kd[onnx]'``): on CUDA where that is the
+    device and the installed onnxruntime has it, else on the CPU with torch's number of threads. Modules
+    inside it cannot be tapped. A model with a fixed batch runs slice by slice. Weights stored in separate
+    files must lie beside the model, under the names that it gives. Operators that onnxruntime does not know
+    are refused. It returns a dict of tensors by output name, or the tensor itself where the model has one
+    output.
     """
 
     tappable = False
@@ -55,7 +57,9 @@ def open_session(model: str | bytes, device: torch.device) -> Any:
     if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
-        return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=providers)
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=providers
+        )
     except Exception as error:  # onnxruntime has a class of its own for every status
         name = "the model" if isinstance(model, bytes) else model
         raise UserError(f"path: {name} {_why(str(error), kind)} ({files.first_line(error)})") from None
@@ -89,7 +93,10 @@ class _Session(nn.Module):
             listed = ", ".join(f"{i.name} {i.shape}" for i in inputs)
             raise UserError(f"path: {path} needs one input of images [B,3,h,w]; it has {listed}")
         if inputs[0].type not in _TYPES:
-            raise UserError(f"path: the input of {path} is {inputs[0].type}; float32, float16 or float64 is needed: export it so")
+            raise UserError(
+                f"path: the input of {path} is {inputs[0].type}; float32, float16 or float64 is needed: "
+                f"export it so"
+            )
         self.name, self.dtype = inputs[0].name, _TYPES[inputs[0].type]
         batch, _, *self.size = inputs[0].shape
         self.limits = (batch, batch) if isinstance(batch, int) and batch > 0 else (1, 2**31)
@@ -108,13 +115,19 @@ class _Session(nn.Module):
                 f"path: {self.path} fails on images of {list(images.shape)} ({files.first_line(error)}); "
                 "was it exported for another size or batch?"
             ) from None
-        tensors = [_tensor(value, name, self.path).to(images.device) for name, value in zip(self.outputs, found, strict=True)]
+        tensors = [
+            _tensor(value, name, self.path).to(images.device)
+            for name, value in zip(self.outputs, found, strict=True)
+        ]
         return tensors[0] if len(tensors) == 1 else dict(zip(self.outputs, tensors, strict=True))
 
 
 def check_size(images: Tensor, size: Any, path: str) -> None:
     """Raise UserError where the height or width in ``size`` is a number and not the images'."""
-    if any(isinstance(want, int) and want > 0 and want != have for want, have in zip(size, images.shape[2:], strict=True)):
+    if any(
+        isinstance(want, int) and want > 0 and want != have
+        for want, have in zip(size, images.shape[2:], strict=True)
+    ):
         raise UserError(
             f"path: {path} was exported for images of {' x '.join(map(str, size))} (height x width), not "
             f"{images.shape[2]} x {images.shape[3]}; set input.size to that, or export it with free sides"
@@ -123,6 +136,8 @@ def check_size(images: Tensor, size: Any, path: str) -> None:
 
 def _tensor(value: Any, name: str, path: str) -> Tensor:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        raise UserError(f"path: the output '{name}' of {path} is no tensor of numbers; export the network without it")
+        raise UserError(
+            f"path: the output '{name}' of {path} is no tensor of numbers; export the network without it"
+        )
     tensor = torch.from_numpy(value)
     return tensor.float() if tensor.is_floating_point() else tensor

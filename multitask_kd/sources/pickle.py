@@ -18,7 +18,8 @@ class Pickle(Source):
     """A whole module written by ``torch.save(model)``; its classes must be importable, from the current
     directory or a package.
 
-    **Loading runs whatever code the file holds**, so ``trust_pickle: true`` is needed; without it the file is not opened.
+    **Loading runs whatever code the file holds**, so ``trust_pickle: true`` is needed; without it the file is
+    not opened.
     key: the key under which the file holds the module (``ema``, ``model``: YOLOv5 and Ultralytics write such
     dicts); null: the module is the file's content itself, or stored under ``ema`` or ``model``.
 
@@ -35,8 +36,10 @@ class Pickle(Source):
         files.expect(self.path, "torch", "legacy", for_what="module pickled by torch.save")
         if not self.trust_pickle:
             raise UserError(
-                f"trust_pickle: loading the pickled module {self.path} runs whatever code is in it, so it was not opened. If you "
-                "trust whoever made it, set trust_pickle: true; else have its state_dict() saved and use the source state_dict"
+                f"trust_pickle: loading the pickled module {self.path} runs whatever code is in it, so it "
+                f"was not opened. If you "
+                "trust whoever made it, set trust_pickle: true; else have its state_dict() saved and use the "
+                "source state_dict"
             )
         files.importable()
         try:
@@ -44,11 +47,13 @@ class Pickle(Source):
         except (ImportError, AttributeError) as error:
             raise UserError(
                 f"path: {self.path} needs code that cannot be imported ({files.first_line(error)}); "
-                "install its package, of the version it was saved with, or run from the folder that holds the code"
+                "install its package, of the version it was saved with, or run from the folder that holds "
+                "the code"
             ) from error
         except Exception as error:  # whatever the pickled code raises
             raise UserError(
-                f"path: {self.path} cannot be read ({files.first_line(error)}); it is damaged or of another version"
+                f"path: {self.path} cannot be read ({files.first_line(error)}); it is damaged or of another "
+                f"version"
             ) from error
         net = self._module(content)
         if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -66,6 +71,7 @@ class Pickle(Source):
         if isinstance(content, Mapping):
             held = f"a mapping with {', '.join(map(repr, list(content)[:8]))}"
             raise UserError(
-                f"path: {self.path} holds {held}, no module; give options.key, or use the source state_dict for weights"
+                f"path: {self.path} holds {held}, no module; give options.key, or use the source state_dict "
+                f"for weights"
             )
         raise UserError(f"path: {self.path} holds a {type(content).__name__}, not a torch.nn.Module")

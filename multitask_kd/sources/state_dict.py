@@ -16,10 +16,11 @@ from .base import SOURCES, Source, frozen
 
 @SOURCES.register("state_dict")
 class StateDict(Source):
-    """A file of weights (torch.save of a state dict, or safetensors), and the function that builds the network for them.
+    """A file of weights (torch.save of a state dict, or safetensors), and the function that builds the
+    network for them.
 
-    factory: ``package.module:function``, imported and called; the current directory can be imported from, as under
-    ``python -m``. The factory's code runs; no code in the file does.
+    factory: ``package.module:function``, imported and called; the current directory can be imported from, as
+    under ``python -m``. The factory's code runs; no code in the file does.
     arguments: keyword arguments of the factory.
     key: the key under which the file holds the state dict (``ema``, ``trainer.model``); null: searched among
     the usual keys.
@@ -41,7 +42,9 @@ class StateDict(Source):
         if not isinstance(factory, str) or factory.count(":") != 1 or not all(factory.split(":")):
             raise UserError(f"options.factory: needs 'package.module:function', not {factory!r}")
         if not isinstance(arguments or {}, Mapping):
-            raise UserError(f"options.arguments: needs a mapping of the factory's keyword arguments, not {arguments!r}")
+            raise UserError(
+                f"options.arguments: needs a mapping of the factory's keyword arguments, not {arguments!r}"
+            )
         self.factory, self.arguments, self.key = factory, dict(arguments or {}), key
 
     def load(self, device: torch.device) -> nn.Module:
@@ -63,12 +66,18 @@ class StateDict(Source):
         function: Any = module
         for part in name.split("."):
             if not hasattr(function, part):
-                raise UserError(f"options.factory: '{module_name}' has no '{name}'; {did_you_mean(part, dir(function))}")
+                raise UserError(
+                    f"options.factory: '{module_name}' has no '{name}'; {did_you_mean(part, dir(function))}"
+                )
             function = getattr(function, part)
         try:
             net = function(**self.arguments)
         except Exception as error:
-            raise UserError(f"options.factory: {self.factory} failed with options.arguments ({files.first_line(error)})") from error
+            raise UserError(
+                f"options.factory: {self.factory} failed with options.arguments ({files.first_line(error)})"
+            ) from error
         if not isinstance(net, nn.Module):
-            raise UserError(f"options.factory: {self.factory} returns a {type(net).__name__}, not a torch.nn.Module")
+            raise UserError(
+                f"options.factory: {self.factory} returns a {type(net).__name__}, not a torch.nn.Module"
+            )
         return net

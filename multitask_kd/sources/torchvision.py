@@ -29,8 +29,9 @@ class Torchvision(Source):
     Nothing in the file runs. Nothing is downloaded unless ``weights`` is given.
 
     model: its name in ``torchvision.models`` (``deeplabv3_resnet50``, ``fasterrcnn_resnet50_fpn_v2``).
-    arguments: further arguments of its function (``min_size: 480``: detectors resize inside). ``num_classes``, which counts the
-    background where there is one, is read from the file where it is not given.
+    arguments: further arguments of its function (``min_size: 480``: detectors resize inside).
+    ``num_classes``, which counts the background where there is one, is read from the file where it is not
+    given.
     weights: a name of torchvision's weights (``COCO_V1``, ``DEFAULT``); **torchvision downloads them** where
     it does not have them yet, and the class names come with them. Without it, ``path`` is needed.
     key: the key under which the file holds the state dict; null: searched among the usual keys.
@@ -41,8 +42,9 @@ class Torchvision(Source):
 
     Segmentation returns ``{"semantic": logits [B,C,h,w]}``. Detection returns ``{"detection": [...]}`` with,
     for each image, ``{"boxes": [n,4] xyxy, "scores": [n], "labels": [n]}``; with ``dense`` it returns
-    ``{"detection": {"boxes": [B,A,4] xyxy, "scores": [B,A,C] probabilities, "locations": [1,A,2] anchors' centres x, y,
-    "strides": [A]}}``. All are in pixels of the images passed in. Detectors normalise their input themselves.
+    ``{"detection": {"boxes": [B,A,4] xyxy, "scores": [B,A,C] probabilities, "locations": [1,A,2] anchors'
+    centres x, y, "strides": [A]}}``. All are in pixels of the images passed in. Detectors normalise their
+    input themselves.
     """
 
     reads_file = False
@@ -65,21 +67,29 @@ class Torchvision(Source):
         known = [*detectors, *torchvision.models.list_models(module=segmentation)]
         if model not in known:
             raise UserError(
-                f"options.model: torchvision has no segmentation or detection network '{model}'; {did_you_mean(model, known)}"
+                f"options.model: torchvision has no segmentation or detection network '{model}'; "
+                f"{did_you_mean(model, known)}"
             )
         if (path is None) == (weights is None):
             raise UserError(
-                "path: give the file of a state dict, or options.weights for torchvision's own weights (a download)"
+                "path: give the file of a state dict, or options.weights for torchvision's own weights (a "
+                "download)"
                 if path is None
                 else "options.weights: give it or path, not both"
             )
         if not isinstance(arguments or {}, Mapping):
-            raise UserError(f"options.arguments: needs a mapping of the function's arguments, not {arguments!r}")
+            raise UserError(
+                f"options.arguments: needs a mapping of the function's arguments, not {arguments!r}"
+            )
         if lost := [name for name in ("weights", "weights_backbone") if name in (arguments or {})]:
-            raise UserError(f"options.arguments: {lost[0]} is not to be given here; use path or options.weights")
+            raise UserError(
+                f"options.arguments: {lost[0]} is not to be given here; use path or options.weights"
+            )
         self.detects = model in detectors
         if dense and not model.startswith(("retinanet", "ssd", "fcos")):
-            raise UserError(f"options.dense: only RetinaNet, FCOS and SSD have dense outputs, not {model}; leave it out")
+            raise UserError(
+                f"options.dense: only RetinaNet, FCOS and SSD have dense outputs, not {model}; leave it out"
+            )
         self.model, self.arguments, self.weights, self.key = model, dict(arguments or {}), weights, key
         self.background, self.dense, self.normalises = background, dense, self.detects
         self._enum = self._weights() if weights else None
@@ -88,7 +98,8 @@ class Torchvision(Source):
         family = torchvision.models.get_model_weights(self.model)
         if self.weights not in family.__members__:
             raise UserError(
-                f"options.weights: {self.model} has no weights '{self.weights}'; {did_you_mean(self.weights, family.__members__)}"
+                f"options.weights: {self.model} has no weights '{self.weights}'; "
+                f"{did_you_mean(self.weights, family.__members__)}"
             )
         return family[self.weights]
 
@@ -99,7 +110,11 @@ class Torchvision(Source):
             arguments["weights_backbone"] = None
             if "num_classes" not in arguments and (count := _classes_in(state)):
                 arguments["num_classes"] = count
-            if not self.detects and "aux_loss" not in arguments and any("aux_classifier." in k for k in state):
+            if (
+                not self.detects
+                and "aux_loss" not in arguments
+                and any("aux_classifier." in k for k in state)
+            ):
                 arguments["aux_loss"] = True
         try:
             net = torchvision.models.get_model(self.model, weights=self._enum, **arguments)
@@ -160,7 +175,11 @@ class _Detector(nn.Module):
         for one in self.net(list(images)):
             real = one["labels"] >= self.background
             found.append(
-                {"boxes": one["boxes"][real], "scores": one["scores"][real], "labels": one["labels"][real] - self.background}
+                {
+                    "boxes": one["boxes"][real],
+                    "scores": one["scores"][real],
+                    "labels": one["labels"][real] - self.background,
+                }
             )
         return {"detection": found}
 
@@ -190,9 +209,9 @@ class _Dense(_Detector):
         scale = boxes.new_tensor([images.shape[3] / width, images.shape[2] / height])
         per_cell = net.anchor_generator.num_anchors_per_location()
         steps = [  # pixels of the inner image from cell to cell, x and y
-            boxes.new_tensor([inner.tensors.shape[3] / m.shape[3], inner.tensors.shape[2] / m.shape[2]]).expand(
-                m.shape[2] * m.shape[3] * n, 2
-            )
+            boxes.new_tensor(
+                [inner.tensors.shape[3] / m.shape[3], inner.tensors.shape[2] / m.shape[2]]
+            ).expand(m.shape[2] * m.shape[3] * n, 2)
             for m, n in zip(maps, per_cell, strict=True)
         ]
         return {

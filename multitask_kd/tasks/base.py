@@ -1,4 +1,5 @@
-"""What a kind of task is: everything that differs between segmentation, detection, classification, ... in one class."""
+"""What a kind of task is: everything that differs between segmentation, detection, classification, ... in one
+class."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..data.labels import Geometry, Spatial
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from ..registry import Registry
 from ..report.layers import Layer
 from ..report.tables import Column
@@ -21,7 +22,8 @@ DEFAULT_KINDS = {"seg": "semantic", "det": "detection"}  # tasks of these names 
 class TeacherSays(NamedTuple):
     """What a teacher predicts for one task, brought to the student's pixels (and cells).
 
-    ignore_mask: bool, where it has nothing to say; None: nowhere. relocated: whether its cells were others than the student's.
+    ignore_mask: bool, where it has nothing to say; None: nowhere. relocated: whether its cells were others
+    than the student's.
     """
 
     pred: Any
@@ -30,7 +32,8 @@ class TeacherSays(NamedTuple):
 
 
 class Comparable(NamedTuple):
-    """The parts of two predictions that a soft loss compares. mask: bool, where they may be compared; None: everywhere."""
+    """The parts of two predictions that a soft loss compares. mask: bool, where they may be compared; None:
+    everywhere."""
 
     student: Any
     teacher: Any
@@ -38,8 +41,8 @@ class Comparable(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A prediction as ``tools/predict.py`` writes it: an index or 16-bit image [H,W], a value for the JSON, rows of boxes
-    [K,6] x1,y1,x2,y2,score,class; None where the kind has none."""
+    """A prediction as ``tools/predict.py`` writes it: an index or 16-bit image [H,W], a value for the JSON,
+    rows of boxes [K,6] x1,y1,x2,y2,score,class; None where the kind has none."""
 
     image: np.ndarray | None = None
     value: Any = None
@@ -47,9 +50,11 @@ class Saved(NamedTuple):
 
 
 class Tally:
-    """Counts what a set labels for one task, for ``tools/data.py``. A kind may say more than this one: see its methods.
+    """Counts what a set labels for one task, for ``tools/data.py``. A kind may say more than this one: see
+    its methods.
 
-    classes: names in index order. input_size: (H, W) of the network's input. cell: the finest stride that reads it, in pixels.
+    classes: names in index order. input_size: (H, W) of the network's input. cell: the finest stride that
+    reads it, in pixels.
     """
 
     def __init__(self, classes: Sequence[str], input_size: tuple[int, int], cell: int | None):
@@ -68,7 +73,8 @@ class Tally:
         return {}
 
     def summary(self) -> str:
-        """What follows "5 of 9 labelled, 3 classes" in the head of the report; empty or beginning with a comma."""
+        """What follows "5 of 9 labelled, 3 classes" in the head of the report; empty or beginning with a
+        comma."""
         return ""
 
     def class_columns(self) -> dict[str, str]:
@@ -89,30 +95,37 @@ class Tally:
 
 
 class Task:
-    """One task of a network, by name. A kind of task is one file here: a subclass under ``@KINDS.register("<kind>")``.
+    """One task of a network, by name. A kind of task is one file here: a subclass under
+    ``@KINDS.register("<kind>")``.
 
-    Keyword-only parameters of ``__init__`` are the options of the hard loss (``tasks.<name>.hard`` in YAML), those of
-    ``Head`` the architecture (``.head``), those of ``decode`` the post-processing (``.decode``), those of ``Output``
-    how the prediction of a network from elsewhere is read (``teacher.outputs.<name>``). An operation that a kind does
-    not have is refused by name.
+    Keyword-only parameters of ``__init__`` are the options of the hard loss (``tasks.<name>.hard`` in YAML),
+    those of ``Head`` the architecture (``.head``), those of ``decode`` the post-processing (``.decode``),
+    those of ``Output`` how the prediction of a network from elsewhere is read (``teacher.outputs.<name>``).
+    An operation that a kind does not have is refused by name.
     """
 
     kind: str  # as registered
-    # Head(width of the pyramid, strides of its levels, number of classes, *, options), with .strides (of its output); one with
-    # ``reads_encoder = True`` is given the encoder's channels by stride in the place of the width, and its maps
+    # Head(width of the pyramid, strides of its levels, number of classes, *, options), with .strides (of its
+    # output); one with ``reads_encoder = True`` is given the encoder's channels by stride in the place of the
+    # width, and its maps
     Head: type[nn.Module]
-    # Output(*, options) with .at (which part of what a network returns; None: found), .read(returned, classes, size) -> a
-    # prediction, and .fault(pred) -> what is wrong with its values: "<key>: <what>", or None
+    # Output(*, options) with .at (which part of what a network returns; None: found), .read(returned,
+    # classes, size) -> a prediction, and .fault(pred) -> what is wrong with its values: "<key>: <what>", or
+    # None
     Output: type
     Tally: type[Tally] = Tally
     has_classes: bool = True  # whether its labels are classes with names
     is_map: bool = False  # whether its prediction is a map [B,C,h,w]
     coloured: bool = True  # whether its classes have colours in pictures
-    forms: tuple[str, ...] = ()  # forms of a teacher's prediction that a soft loss may ask for besides the kind's own
+    forms: tuple[
+        str, ...
+    ] = ()  # forms of a teacher's prediction that a soft loss may ask for besides the kind's own
     label_word: str = "labels"  # what an unlabelled picture lacks
     title: str = ""  # of its figures in tables, where the task has the kind's default name
 
-    weights: Mapping[str, float]  # hard loss -> its weight inside the task; the keys are what ``losses`` returns
+    weights: Mapping[
+        str, float
+    ]  # hard loss -> its weight inside the task; the keys are what ``losses`` returns
     main_metric: str  # key in the metric's result, in percent, higher is better
     headline: tuple[str, ...]  # keys shown in one line of progress
     columns: tuple[tuple[Column, ...], ...]  # the figures of an evaluation, a tuple a row of the table
@@ -120,12 +133,14 @@ class Task:
     by_class: tuple[str, ...] = ()  # keys whose value is a mapping from class to figure
 
     def __init__(self, name: str, classes: Sequence[str], strides: Sequence[int]):
-        """name: the key in configs, in ``Batch.targets`` and in ``ModelOutput.preds``; strides: of the head's output."""
+        """name: the key in configs, in ``Batch.targets`` and in ``ModelOutput.preds``; strides: of the head's
+        output."""
         self.name, self.classes, self.strides = name, tuple(classes), tuple(strides)
 
     @property
     def is_default(self) -> bool:
-        """Whether it has the name that needs no ``kind``: its files, columns and outputs then carry no name either."""
+        """Whether it has the name that needs no ``kind``: its files, columns and outputs then carry no name
+        either."""
         return DEFAULT_KINDS.get(self.name) == self.kind
 
     def called(self, what: str, sep: str = " ") -> str:
@@ -168,9 +183,11 @@ class Task:
     # --- training and evaluation
 
     def losses(self, pred: Any, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Unweighted hard losses (scalars), averaged over what is labelled; ``size`` is the batch's (H, W) in pixels.
+        """Unweighted hard losses (scalars), averaged over what is labelled; ``size`` is the batch's (H, W) in
+        pixels.
 
-        target: what ``packed`` gave, on the device; where some images' sets label only some classes, ``known`` bool [B,C] besides.
+        target: what ``packed`` gave, on the device; where some images' sets label only some classes,
+        ``known`` bool [B,C] besides.
         """
         raise NotImplementedError
 
@@ -187,14 +204,17 @@ class Task:
         raise NotImplementedError
 
     def score(self, metric: Any, prediction: Any, truth: Any) -> None:
-        """Add one image's restored prediction and its ``Truth`` to ``metric``, unless the image has no label here.
+        """Add one image's restored prediction and its ``Truth`` to ``metric``, unless the image has no label
+        here.
 
-        truth: ``labels`` by task name, ``known`` (bool [C] by task name, missing: all), ``index``, ``geometry``.
+        truth: ``labels`` by task name, ``known`` (bool [C] by task name, missing: all), ``index``,
+        ``geometry``.
         """
         raise NotImplementedError
 
     def main_score(self, figures: Mapping[str, Any], known: Sequence[int] | None = None) -> float | None:
-        """The main metric, over the classes of these indices alone where they are not all and it has figures by class."""
+        """The main metric, over the classes of these indices alone where they are not all and it has figures
+        by class."""
         if known is None or len(known) == len(self.classes) or not self.by_class:
             return figures[self.main_metric]
         by_class = figures[self.by_class[0]]
@@ -209,7 +229,8 @@ class Task:
         return {}
 
     def more_columns(self, confidence: float | None) -> tuple[Column, ...]:
-        """The columns of ``more_figures``. confidence: from which score a prediction counts; None: the best one."""
+        """The columns of ``more_figures``. confidence: from which score a prediction counts; None: the best
+        one."""
         return ()
 
     def more_note(self, confidence: float | None) -> str:
@@ -236,11 +257,13 @@ class Task:
     decoded_outputs: Mapping[str, str] = {}  # outputs after decoding, by name: what they are
 
     def output_names(self) -> dict[str, str]:
-        """The names of the decoded outputs in a file, by their names here: with the task's before them unless it is the default."""
+        """The names of the decoded outputs in a file, by their names here: with the task's before them unless
+        it is the default."""
         return {name: self.called(name, "_") for name in self.decoded_outputs}
 
     def decoder(self, size: tuple[int, int], *, in_onnx: bool, options: Mapping[str, Any]) -> nn.Module:
-        """A module from the raw output to a tuple of the ``decoded_outputs``. size: (H, W) of the input; options: of ``decode``."""
+        """A module from the raw output to a tuple of the ``decoded_outputs``. size: (H, W) of the input;
+        options: of ``decode``."""
         raise self._refuse("be decoded inside an exported file; leave --decode out")
 
     def from_decoded(self, outputs: Mapping[str, Tensor]) -> Any:
@@ -248,42 +271,54 @@ class Task:
         raise self._refuse("be decoded inside an exported file")
 
     def expected_shape(self, size: tuple[int, int]) -> dict[int, int]:
-        """Axis of the raw output -> its length for images of ``size`` (H, W); axes of free length are left out."""
+        """Axis of the raw output -> its length for images of ``size`` (H, W); axes of free length are left
+        out."""
         return {1: max(1, len(self.classes))}
 
     def decoded_gap(
         self, raw: Tensor, outputs: Mapping[str, Tensor], size: tuple[int, int], options: Mapping[str, Any]
     ) -> tuple[int, int, float, str]:
-        """Of what a file decodes from its own ``raw`` output: how many things differ from ``decode``, of how many, the share that
-        may, and what is counted."""
+        """Of what a file decodes from its own ``raw`` output: how many things differ from ``decode``, of how
+        many, the share that may, and what is counted."""
         raise self._refuse("be decoded inside an exported file")
 
     # --- teachers
 
     def output_reader(self, options: Mapping[str, Any]) -> Any:
-        """``Output`` with these options of the config; what they leave open is taken from this, the student's, task."""
+        """``Output`` with these options of the config; what they leave open is taken from this, the
+        student's, task."""
         return self.Output(**options)
 
     def mapped(self, pred: Any, mapping: Any) -> tuple[Any, Tensor | None]:
-        """A teacher's prediction in the student's classes, and where the teacher has nothing to say (None: nowhere).
+        """A teacher's prediction in the student's classes, and where the teacher has nothing to say (None:
+        nowhere).
 
         mapping: a ``ClassMapping`` that changes something.
         """
         raise self._refuse("map classes: it has none")
 
-    def to_student(self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str) -> TeacherSays:
-        """A teacher's prediction -> the student's pixels, and cells or ``form``. geometry: the teacher's ``TeacherGeometry``;
+    def to_student(
+        self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
+    ) -> TeacherSays:
+        """A teacher's prediction -> the student's pixels, and cells or ``form``. geometry: the teacher's
+        ``TeacherGeometry``;
         teacher: the teacher's own task, with its strides."""
         return TeacherSays(pred, ignore_mask)
 
     def why_not(self, pred: Any, form: str, key_path: str) -> str | None:
-        """Why a teacher's prediction cannot be compared in ``form``, and what to do; None: it can. key_path: of the teacher."""
+        """Why a teacher's prediction cannot be compared in ``form``, and what to do; None: it can. key_path:
+        of the teacher."""
         return None
 
     def average(
-        self, preds: Sequence[Any], ignore_masks: Sequence[Tensor | None], known: Sequence[Sequence[int]], form: str
+        self,
+        preds: Sequence[Any],
+        ignore_masks: Sequence[Tensor | None],
+        known: Sequence[Sequence[int]],
+        form: str,
     ) -> tuple[Any, Tensor | None]:
-        """The predictions of several teachers together, each class over those that know it; and where none has anything to say."""
+        """The predictions of several teachers together, each class over those that know it; and where none
+        has anything to say."""
         raise self._refuse("average several teachers; let one of them teach it (teachers.<name>.tasks)")
 
     def comparable(
@@ -310,10 +345,15 @@ class Task:
 
 
 def kind_of(name: str, given: str | None, key_path: str) -> type[Task]:
-    """The kind of the task ``name``. Raises UserError for one that is unknown, or not given where the name does not say it."""
+    """The kind of the task ``name``. Raises UserError for one that is unknown, or not given where the name
+    does not say it."""
     if given is None and name not in DEFAULT_KINDS:
         names = " and ".join(DEFAULT_KINDS)
-        raise UserError(f"{key_path}: needs kind; known: {', '.join(KINDS.names())} (only tasks called {names} need none)")
+        near = did_you_mean(name, DEFAULT_KINDS)
+        raise UserError(
+            f"{key_path}: needs kind; known: {', '.join(KINDS.names())} (only tasks called {names} need none)"
+            + (f"; {near}" if near.startswith("did") else "")
+        )
     return KINDS.get(given or DEFAULT_KINDS[name], f"{key_path}.kind")
 
 

@@ -30,7 +30,9 @@ class PooledHead(nn.Module):
 
     reads_encoder = True
 
-    def __init__(self, channels: Mapping[int, int], levels: Sequence[int], classes: int, *, dropout: float = 0.0):
+    def __init__(
+        self, channels: Mapping[int, int], levels: Sequence[int], classes: int, *, dropout: float = 0.0
+    ):
         """channels: of the encoder's maps, by stride."""
         super().__init__()
         if not 0 <= dropout < 1:
@@ -46,7 +48,8 @@ class PooledHead(nn.Module):
 class ClassOutput:
     """Where a network's class scores [B,C] are in what it returns, and in which form.
 
-    at: key or number, or several with a point between (``0.logits``); null: the one tensor [B,C] that there is.
+    at: key or number, or several with a point between (``0.logits``); null: the one tensor [B,C] that there
+    is.
     form: "logits" or "probability" (after softmax).
     """
 
@@ -61,11 +64,14 @@ class ClassOutput:
         if not _is_vector(found):
             raise ValueError(f"{shown(found)} is no [B,C]")
         if found.shape[1] != classes:
-            raise ValueError(f"the network gives {found.shape[1]} classes, but {classes} are named in `classes`")
+            raise ValueError(
+                f"the network gives {found.shape[1]} classes, but {classes} are named in `classes`"
+            )
         return found.float().clamp(min=1e-8).log() if self.form == "probability" else found
 
     def fault(self, pred: Tensor) -> str | None:
-        """What is wrong with the values of a prediction: probabilities that are called logits, or the other way round."""
+        """What is wrong with the values of a prediction: probabilities that are called logits, or the other
+        way round."""
         pred = pred.float()
         if self.form == "logits" and pred.shape[1] > 1 and bool((pred >= 0).all()) and _add_up(pred, 1e-3):
             return ".form: the network's values are probabilities, which add up to 1; set it to probability"
@@ -106,9 +112,14 @@ class Classification(Task):
     )
     by_class = ("accuracy",)
     raw_output = "logits [batch, classes]"
-    decoded_outputs = {"label": "int64 [batch], the likeliest class", "score": "float32 [batch], its probability"}
+    decoded_outputs = {
+        "label": "int64 [batch], the likeliest class",
+        "score": "float32 [batch], its probability",
+    }
 
-    def __init__(self, name: str, classes: Sequence[str], strides: Sequence[int], *, label_smoothing: float = 0.0):
+    def __init__(
+        self, name: str, classes: Sequence[str], strides: Sequence[int], *, label_smoothing: float = 0.0
+    ):
         super().__init__(name, classes, strides)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: {label_smoothing} is not in [0, 1)")
@@ -138,7 +149,11 @@ class Classification(Task):
         """pred: logits [B,C]; target: ``class`` [B], ``labelled`` [B]. Zero when nothing is labelled."""
         classes = target["class"].masked_fill(~target["labelled"], UNLABELLED)
         total = F.cross_entropy(
-            pred.float(), classes, ignore_index=UNLABELLED, reduction="sum", label_smoothing=self.label_smoothing
+            pred.float(),
+            classes,
+            ignore_index=UNLABELLED,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         return {"ce": total / target["labelled"].sum().clamp(min=1)}
 
@@ -183,7 +198,12 @@ class Classification(Task):
         self, raw: Tensor, outputs: Mapping[str, Tensor], size: tuple[int, int], options: Mapping[str, Any]
     ) -> tuple[int, int, float, str]:
         expected = raw.float().argmax(1)
-        return int((expected != outputs["label"].long()).sum()), len(expected), 0.0, "images have another class"
+        return (
+            int((expected != outputs["label"].long()).sum()),
+            len(expected),
+            0.0,
+            "images have another class",
+        )
 
     # --- teachers
 
@@ -191,7 +211,11 @@ class Classification(Task):
         return mapped_logits(pred, mapping)
 
     def average(
-        self, preds: Sequence[Tensor], ignore_masks: Sequence[Tensor | None], known: Sequence[Sequence[int]], form: str
+        self,
+        preds: Sequence[Tensor],
+        ignore_masks: Sequence[Tensor | None],
+        known: Sequence[Sequence[int]],
+        form: str,
     ) -> tuple[Tensor, Tensor | None]:
         return mean_logits(preds, ignore_masks, known)
 

@@ -1,4 +1,5 @@
-"""Monocular depth: a light head on the finest pyramid level, L1 or the scale-invariant log loss, AbsRel, RMSE and delta."""
+"""Monocular depth: a light head on the finest pyramid level, L1 or the scale-invariant log loss, AbsRel, RMSE
+and delta."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ class DepthOutput:
     """Where a network's depth [B,1,h,w] or [B,h,w] is in what it returns, and in which form.
 
     at: key or number, or several with a point between; null: the one such map that there is.
-    form: "metres", "log" (of metres) or "inverse" (1 / metres). scale: what the values are multiplied by to become metres, before
-    the form is undone.
+    form: "metres", "log" (of metres) or "inverse" (1 / metres). scale: what the values are multiplied by to
+    become metres, before the form is undone.
     """
 
     def __init__(self, *, at: str | int | None = None, form: str = "metres", scale: float = 1.0):
@@ -64,20 +65,32 @@ class DepthOutput:
 
     def read(self, returned: Any, classes: int, size: tuple[int, int]) -> Tensor:
         """Log metres [B,1,h,w]. Raises ValueError for anything else."""
-        found = pick(returned, self.at, _is_depth, "a map of depth [B,1,h,w] or [B,h,w]", also=("depth", "predicted_depth"))
+        found = pick(
+            returned,
+            self.at,
+            _is_depth,
+            "a map of depth [B,1,h,w] or [B,h,w]",
+            also=("depth", "predicted_depth"),
+        )
         if not _is_depth(found):
             raise ValueError(f"{shown(found)} is no map of depth [B,1,h,w] or [B,h,w]")
         found = (found if found.dim() == 4 else found[:, None]).float() * self.scale
         if self.form == "log":
             return found
-        log = found.clamp(NEAREST, FARTHEST).log() if self.form == "metres" else -found.clamp(1 / FARTHEST, 1 / NEAREST).log()
+        log = (
+            found.clamp(NEAREST, FARTHEST).log()
+            if self.form == "metres"
+            else -found.clamp(1 / FARTHEST, 1 / NEAREST).log()
+        )
         return log
 
     def fault(self, pred: Tensor) -> str | None:
         """What is wrong with the values of a prediction: depths that are no metres of a scene."""
         low, high = float(pred.min().exp()), float(pred.max().exp())
         if pred.numel() and (high > FARTHEST * 0.99 or high < 0.05):
-            return f".form: the network's depths go from {low:.3g} to {high:.3g} metres; correct form or scale"
+            return (
+                f".form: the network's depths go from {low:.3g} to {high:.3g} metres; correct form or scale"
+            )
         return None
 
 
@@ -89,8 +102,8 @@ def _is_depth(x: Any) -> bool:
 class Depth(Task):
     """The error of the log depth over labelled pixels, d = log prediction - log truth.
 
-    loss: "l1" is mean |d|; "silog" the scale-invariant loss mean d^2 - focus * (mean d)^2 (Eigen et al., 2014, equation 4);
-    "metres" is mean |prediction - truth| in metres, which far pixels dominate.
+    loss: "l1" is mean |d|; "silog" the scale-invariant loss mean d^2 - focus * (mean d)^2 (Eigen et al.,
+    2014, equation 4); "metres" is mean |prediction - truth| in metres, which far pixels dominate.
     focus: 0 weighs the scale fully, 1 not at all.
     """
 
@@ -106,7 +119,13 @@ class Depth(Task):
     headline = ("delta1", "AbsRel")
     columns = (
         (
-            Column("delta1", "delta<1.25", 1, 1, "percent of the pixels whose depth is within a factor of 1.25 of the truth"),
+            Column(
+                "delta1",
+                "delta<1.25",
+                1,
+                1,
+                "percent of the pixels whose depth is within a factor of 1.25 of the truth",
+            ),
             Column("AbsRel", "AbsRel (ratio)", 3, -1, "mean of |prediction - truth| / truth, a ratio"),
             Column("RMSE", "RMSE (m)", 2, -1, "root of the mean squared error in metres"),
         ),
@@ -115,7 +134,13 @@ class Depth(Task):
     decoded_outputs = {"depth": "float32 [batch, height, width], metres"}
 
     def __init__(
-        self, name: str, classes: Sequence[str], strides: Sequence[int], *, loss: str = "l1", focus: float = 0.5
+        self,
+        name: str,
+        classes: Sequence[str],
+        strides: Sequence[int],
+        *,
+        loss: str = "l1",
+        focus: float = 0.5,
     ):
         super().__init__(name, (), strides)
         if loss not in ("l1", "silog", "metres"):
@@ -142,12 +167,16 @@ class Depth(Task):
         """``depth`` float [B,H,W] in metres, 0 where it is not known; ``labelled`` bool [B]."""
         blank = np.zeros(size, np.float32)
         maps = np.stack([blank if label is None else label for label in labels])
-        return {"depth": torch.from_numpy(maps), "labelled": torch.tensor([label is not None for label in labels])}
+        return {
+            "depth": torch.from_numpy(maps),
+            "labelled": torch.tensor([label is not None for label in labels]),
+        }
 
     # --- training and evaluation
 
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """pred: log metres [B,1,h,w]; target: ``depth`` [B,H,W] in metres, ``labelled`` [B]. Zero when nothing is labelled."""
+        """pred: log metres [B,1,h,w]; target: ``depth`` [B,H,W] in metres, ``labelled`` [B]. Zero when
+        nothing is labelled."""
         truth = target["depth"].float()
         known = (truth > 0) & target["labelled"][:, None, None]
         count = known.sum().clamp(min=1)
@@ -205,17 +234,32 @@ class Depth(Task):
         expected, found = self.decode(raw, size)[:, 0], outputs["depth"].float()
         if expected.shape != found.shape:
             return expected.numel(), expected.numel(), 0.0, "pixels have another depth"
-        return int(((found / expected - 1).abs() > 1e-3).sum()), expected.numel(), 1e-3, "pixels have another depth"
+        return (
+            int(((found / expected - 1).abs() > 1e-3).sum()),
+            expected.numel(),
+            1e-3,
+            "pixels have another depth",
+        )
 
     # --- teachers
 
-    def to_student(self, pred: Tensor, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str) -> TeacherSays:
-        return TeacherSays(geometry.cropped(pred), None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0])
+    def to_student(
+        self, pred: Tensor, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
+    ) -> TeacherSays:
+        return TeacherSays(
+            geometry.cropped(pred),
+            None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0],
+        )
 
     def average(
-        self, preds: Sequence[Tensor], ignore_masks: Sequence[Tensor | None], known: Sequence[Sequence[int]], form: str
+        self,
+        preds: Sequence[Tensor],
+        ignore_masks: Sequence[Tensor | None],
+        known: Sequence[Sequence[int]],
+        form: str,
     ) -> tuple[Tensor, Tensor | None]:
-        """The mean of the log depths, at the finest map's height and width, over the teachers that do not ignore the pixel."""
+        """The mean of the log depths, at the finest map's height and width, over the teachers that do not
+        ignore the pixel."""
         finest = max(preds, key=lambda p: p.shape[2] * p.shape[3])
         preds = [resized(finest, p, "student")[1].float() for p in preds]
         ignored = [ignored_places(m, finest[:, 0]) for m in ignore_masks]
@@ -236,4 +280,6 @@ class Depth(Task):
     ) -> Comparable:
         """Both at the student's height and width."""
         _, teacher = resized(student, teacher, "student")
-        return Comparable(student, teacher, None if ignore_mask is None else ~mask_at(ignore_mask, student.shape[2:]))
+        return Comparable(
+            student, teacher, None if ignore_mask is None else ~mask_at(ignore_mask, student.shape[2:])
+        )

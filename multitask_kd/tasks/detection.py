@@ -49,7 +49,8 @@ class Detections(NamedTuple):
 
 @KINDS.register("detection")
 class Detection(Task):
-    """GIoU loss on matched boxes, BCE on objectness (every cell) and on classes (matched cells, target = IoU).
+    """GIoU loss on matched boxes, BCE on objectness (every cell) and on classes (matched cells, target =
+    IoU).
 
     box, objectness, classification: weights of the three losses inside the task.
     radius: SimOTA's centre region, in strides.
@@ -69,18 +70,29 @@ class Detection(Task):
             Column("mAP", "mAP", 1, 1, "COCO average precision over IoU .50:.95"),
             Column("mAP50", "mAP50", 1, 1, "COCO average precision at IoU .50"),
             Column("mAP75", "mAP75", 1, 1, "COCO average precision at IoU .75"),
-            *(Column(f"mAP_{s}", s, 1, 1, f"COCO average precision of {s} objects") for s in ("small", "medium", "large")),
+            *(
+                Column(f"mAP_{s}", s, 1, 1, f"COCO average precision of {s} objects")
+                for s in ("small", "medium", "large")
+            ),
         ),
         (
-            *(Column(f"AR{n}", f"AR{n}", 1, 1, f"COCO average recall with {n} detections an image") for n in (1, 10, 100)),
-            *(Column(f"AR_{s}", s, 1, 1, f"COCO average recall of {s} objects") for s in ("small", "medium", "large")),
+            *(
+                Column(f"AR{n}", f"AR{n}", 1, 1, f"COCO average recall with {n} detections an image")
+                for n in (1, 10, 100)
+            ),
+            *(
+                Column(f"AR_{s}", s, 1, 1, f"COCO average recall of {s} objects")
+                for s in ("small", "medium", "large")
+            ),
         ),
     )
     row_titles = ("recall",)
     by_class = ("AP",)
     raw_output = (
-        "raw outputs [batch, cells, 4+1+classes] of the cells of all strides, finest first, row by row: dx, dy of the centre "
-        "(in strides, from the cell's centre), log w, log h (in strides, at most 6), objectness logit, class logits"
+        "raw outputs [batch, cells, 4+1+classes] of the cells of all strides, finest first, row by row: dx, "
+        "dy of the centre "
+        "(in strides, from the cell's centre), log w, log h (in strides, at most 6), objectness logit, class "
+        "logits"
     )
     decoded_outputs = {
         "boxes": "float32 [batch, detections, 4], x1 y1 x2 y2 in pixels of the input, best first, 0 where there is none",
@@ -106,7 +118,8 @@ class Detection(Task):
                 raise ValueError(f"{key}: {weight} is no weight; give a number of at least 0")
         if not any(self.weights.values()):
             raise ValueError(
-                "box, objectness, classification: every weight is 0, so nothing would be learnt; set ratio to 0 instead"
+                "box, objectness, classification: every weight is 0, so nothing would be learnt; set ratio "
+                "to 0 instead"
             )
         if not 0 < radius < float("inf"):
             raise ValueError(f"radius: {radius} is not a number of strides above 0")
@@ -145,7 +158,8 @@ class Detection(Task):
 
     @staticmethod
     def packed(labels: Sequence[BoxLabels | None], size: tuple[int, int]) -> dict[str, Tensor]:
-        """``boxes`` float [B,M,4] x1,y1,x2,y2 in pixels of the batch, ``classes`` long [B,M] (PAD, CROWD), ``labelled`` bool [B]."""
+        """``boxes`` float [B,M,4] x1,y1,x2,y2 in pixels of the batch, ``classes`` long [B,M] (PAD, CROWD),
+        ``labelled`` bool [B]."""
         most = max(0 if label is None else len(label) for label in labels)
         boxes = np.zeros((len(labels), most, 4), np.float32)
         classes = np.full((len(labels), most), PAD, np.int64)
@@ -159,19 +173,28 @@ class Detection(Task):
     # --- training
 
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """pred: raw [B,N,4+1+C]; target: ``boxes`` [B,M,4] pixels, ``classes`` [B,M], ``labelled`` [B], maybe ``known`` [B,C].
+        """pred: raw [B,N,4+1+C]; target: ``boxes`` [B,M,4] pixels, ``classes`` [B,M], ``labelled`` [B], maybe
+        ``known`` [B,C].
 
-        Each is a sum over labelled images divided by the number of matched cells, or of labelled images where that is
-        larger (a batch without objects would otherwise weigh hundreds of times more). Cells whose centre lies in a crowd
-        box and that no object claims count neither as object nor as background. Where a set labels only some classes, see
-        ``_background``; the other classes' logits of its images learn nothing.
+        Each is a sum over labelled images divided by the number of matched cells, or of labelled images where
+        that is larger (a batch without objects would otherwise weigh hundreds of times more). Cells whose
+        centre lies in a crowd box and that no object claims count neither as object nor as background. Where
+        a set labels only some classes, see ``_background``; the other classes' logits of its images learn
+        nothing.
         """
         pred = pred.float()
         centres, scales = cells(size, self.strides, pred.device)
         boxes, objectness, class_logits = decode_boxes(pred, centres, scales), pred[..., 4], pred[..., 5:]
         truth, classes = target["boxes"], target["classes"].masked_fill(~target["labelled"][:, None], PAD)
         match = simota(
-            truth, classes, boxes.detach(), objectness.detach(), class_logits.detach(), centres, scales, radius=self.radius
+            truth,
+            classes,
+            boxes.detach(),
+            objectness.detach(),
+            class_logits.detach(),
+            centres,
+            scales,
+            radius=self.radius,
         )
         count = torch.maximum(match.positive.sum(), target["labelled"].sum()).clamp(min=1)
         positive = match.positive.float()
@@ -198,19 +221,24 @@ class Detection(Task):
         }
 
     @staticmethod
-    def _background(objectness: Tensor, class_logits: Tensor, positive: Tensor, known: Tensor | None) -> Tensor:
+    def _background(
+        objectness: Tensor, class_logits: Tensor, positive: Tensor, known: Tensor | None
+    ) -> Tensor:
         """BCE of the objectness of every cell [B,N].
 
-        In an image whose set labels only the classes ``known`` (bool [B,C]) an unmatched cell may still show an object of another
-        class. All that is certain is that it shows none of the known ones: its loss is -log(1 - objectness * max over the known
-        classes of their probability), which leaves alone what the network takes for an object of another class.
+        In an image whose set labels only the classes ``known`` (bool [B,C]) an unmatched cell may still show
+        an object of another class. All that is certain is that it shows none of the known ones: its loss is
+        -log(1 - objectness * max over the known classes of their probability), which leaves alone what the
+        network takes for an object of another class.
         """
         plain = F.binary_cross_entropy_with_logits(objectness, positive, reduction="none")
         if known is None:
             return plain
         likeliest = class_logits.masked_fill(~known[:, None], UNKNOWN).amax(-1)
         # 1 - p q = (1 - p) + p (1 - q), in logarithms: a product that rounds to 1 would have no gradient
-        free = -torch.logaddexp(F.logsigmoid(-objectness), F.logsigmoid(objectness) + F.logsigmoid(-likeliest))
+        free = -torch.logaddexp(
+            F.logsigmoid(-objectness), F.logsigmoid(objectness) + F.logsigmoid(-likeliest)
+        )
         partial = ~known.all(1)
         return torch.where(partial[:, None] & (positive == 0), free, plain)
 
@@ -232,7 +260,8 @@ class Detection(Task):
         max_detections: int = 100,
         before_nms: int = 1000,
     ) -> list[Detections]:
-        """Raw [B,N,4+1+C], or the predictions of a detector from elsewhere -> one Detections an image, in pixels of the batch.
+        """Raw [B,N,4+1+C], or the predictions of a detector from elsewhere -> one Detections an image, in
+        pixels of the batch.
 
         score = objectness * class probability; a cell may answer for several classes.
         """
@@ -244,7 +273,11 @@ class Detection(Task):
                 raise ValueError(f"{key}: {number} is not at least 1")
         if isinstance(pred, PaddedDetections):
             return [_above(*image, score_threshold, max_detections) for image in zip(*pred, strict=True)]
-        boxes, scores = (pred.boxes, pred.scores) if isinstance(pred, DensePredictions) else self._scored(pred.float(), size)
+        boxes, scores = (
+            (pred.boxes, pred.scores)
+            if isinstance(pred, DensePredictions)
+            else self._scored(pred.float(), size)
+        )
         boxes, scores = boxes.float().clamp(min=0), scores.float()
         boxes = boxes.minimum(boxes.new_tensor([size[1], size[0], size[1], size[0]]))
         found = []
@@ -265,8 +298,14 @@ class Detection(Task):
     def restore(self, decoded: Detections, geometry: Geometry) -> Detections:
         """Boxes of a letterboxed image -> pixels of the original."""
         height, width = geometry.original
-        scale = decoded.boxes.new_tensor([width / geometry.content[1], height / geometry.content[0]]).repeat(2)
-        boxes = (decoded.boxes * scale).clamp(min=0).minimum(decoded.boxes.new_tensor([width, height, width, height]))
+        scale = decoded.boxes.new_tensor([width / geometry.content[1], height / geometry.content[0]]).repeat(
+            2
+        )
+        boxes = (
+            (decoded.boxes * scale)
+            .clamp(min=0)
+            .minimum(decoded.boxes.new_tensor([width, height, width, height]))
+        )
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1)  # the others lie in the padding alone
         return Detections(boxes[inside], decoded.scores[inside], decoded.classes[inside])
 
@@ -295,10 +334,18 @@ class Detection(Task):
     def more_columns(self, confidence: float | None) -> tuple[Column, ...]:
         iou = f"IoU {IOU:g}"
         columns = (
-            Column("precision", "precision", 1, 1, f"right boxes of all boxes from the confidence on, at {iou}"),
+            Column(
+                "precision", "precision", 1, 1, f"right boxes of all boxes from the confidence on, at {iou}"
+            ),
             Column("recall", "recall", 1, 1, f"objects found, from the confidence on, at {iou}"),
             Column("F1", "F1", 1, 1, "harmonic mean of precision and recall"),
-            Column("confidence", "at conf.", 3, 0, "the score from which a box counts in precision, recall and F1"),
+            Column(
+                "confidence",
+                "at conf.",
+                3,
+                0,
+                "the score from which a box counts in precision, recall and F1",
+            ),
             Column("best_F1", "best F1", 1, 1, "the highest F1 over all confidences, chosen on these images"),
             Column("best_confidence", "best conf.", 3, 0, "the confidence of the best F1"),
         )
@@ -317,7 +364,9 @@ class Detection(Task):
     def saved(self, prediction: Detections) -> Saved:
         """One row a box: x1,y1,x2,y2 in pixels, score, class."""
         boxes, scores, classes = (t.cpu().numpy() for t in prediction)
-        return Saved(boxes=np.concatenate([boxes, scores[:, None], classes[:, None]], axis=1).astype(np.float32))
+        return Saved(
+            boxes=np.concatenate([boxes, scores[:, None], classes[:, None]], axis=1).astype(np.float32)
+        )
 
     # --- export
 
@@ -325,7 +374,9 @@ class Detection(Task):
         return Boxes(size, self.strides, in_onnx=in_onnx, **options)
 
     def from_decoded(self, outputs: Mapping[str, Tensor]) -> PaddedDetections:
-        return PaddedDetections(outputs["boxes"].float(), outputs["scores"].float(), outputs["classes"].long())
+        return PaddedDetections(
+            outputs["boxes"].float(), outputs["scores"].float(), outputs["classes"].long()
+        )
 
     def expected_shape(self, size: tuple[int, int]) -> dict[int, int]:
         return {1: sum(-(-size[0] // s) * -(-size[1] // s) for s in self.strides), 2: 5 + len(self.classes)}
@@ -354,7 +405,9 @@ class Detection(Task):
             return pred._replace(scores=summed_scores(pred.scores, mapping)), None
         return mapped_cells(pred, mapping), None
 
-    def to_student(self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str) -> TeacherSays:
+    def to_student(
+        self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
+    ) -> TeacherSays:
         if form == "detections":
             if not isinstance(pred, PaddedDetections):
                 pred = PaddedDetections.padded(teacher.decode(pred, geometry.own))
@@ -363,10 +416,14 @@ class Detection(Task):
             if geometry.same and teacher.strides == self.strides:
                 return TeacherSays(pred, ignore_mask)
             pred = to_dense(pred, geometry.own, teacher.strides)
-        return TeacherSays(*by_location(dense_in_student(pred, geometry), geometry.student, self.strides), True)
+        return TeacherSays(
+            *by_location(dense_in_student(pred, geometry), geometry.student, self.strides), True
+        )
 
     def why_not(self, pred: Any, form: str, key_path: str) -> str | None:
-        located = isinstance(pred, Tensor) or (isinstance(pred, DensePredictions) and pred.anchor_points is not None)
+        located = isinstance(pred, Tensor) or (
+            isinstance(pred, DensePredictions) and pred.anchor_points is not None
+        )
         if form == "detections" or located:
             return None
         if isinstance(pred, DensePredictions):
@@ -375,9 +432,17 @@ class Detection(Task):
         return f"{key_path} gives detections after suppression, not a prediction for each location; use det_boxes"
 
     def average(
-        self, preds: Sequence[Any], ignore_masks: Sequence[Tensor | None], known: Sequence[Sequence[int]], form: str
+        self,
+        preds: Sequence[Any],
+        ignore_masks: Sequence[Tensor | None],
+        known: Sequence[Sequence[int]],
+        form: str,
     ) -> tuple[Any, Tensor | None]:
-        return (mean_detections(preds, known), None) if form == "detections" else mean_cells(preds, ignore_masks, known)
+        return (
+            (mean_detections(preds, known), None)
+            if form == "detections"
+            else mean_cells(preds, ignore_masks, known)
+        )
 
     def comparable(
         self,
@@ -390,8 +455,9 @@ class Detection(Task):
         known: Sequence[int] | None,
         form: str,
     ) -> Comparable:
-        """Cells of both with the columns of the classes that the teachers know; cells with an object of another class, by the labels
-        or by what the student takes them for, are left out. For ``detections`` the student is a ``CellPredictions``."""
+        """Cells of both with the columns of the classes that the teachers know; cells with an object of
+        another class, by the labels or by what the student takes them for, are left out. For ``detections``
+        the student is a ``CellPredictions``."""
         if known is not None:
             centres, _ = cells(size, self.strides, student.device)
             other = cells_of_unknown_classes(student.detach(), target, known, centres)
@@ -408,12 +474,17 @@ class Detection(Task):
 
     @staticmethod
     def select(pred: Any, rows: Tensor) -> Any:
-        return PaddedDetections(*(part[rows] for part in pred)) if isinstance(pred, PaddedDetections) else pred[rows]
+        return (
+            PaddedDetections(*(part[rows] for part in pred))
+            if isinstance(pred, PaddedDetections)
+            else pred[rows]
+        )
 
 
 def without_counterpart(expected: Sequence[Any], found: Sequence[Any], tolerance: float) -> tuple[int, int]:
-    """Of the detections of both, by image: how many lack a counterpart of their class, with sides within ``tolerance`` of the largest
-    box's coordinate and a score within it; and how many there are. Their order is not looked at: equal scores have none."""
+    """Of the detections of both, by image: how many lack a counterpart of their class, with sides within
+    ``tolerance`` of the largest box's coordinate and a score within it; and how many there are. Their order
+    is not looked at: equal scores have none."""
     lacking = count = 0
     for a, b in zip(expected, found, strict=True):
         reach = tolerance * max([1.0, *(float(side.abs().max()) for side in (a.boxes, b.boxes) if len(side))])

@@ -70,18 +70,23 @@ class SemanticOutput:
         elif self.form == "probability":
             found = found.float().clamp(min=1e-8).log()  # 1e-8 is 0 in float16
         if found.shape[1] != classes:
-            raise ValueError(f"the network gives {found.shape[1]} classes, but {classes} are named in `classes`")
+            raise ValueError(
+                f"the network gives {found.shape[1]} classes, but {classes} are named in `classes`"
+            )
         return found
 
     def fault(self, pred: Tensor) -> str | None:
-        """What is wrong with the values of a prediction: probabilities that are called logits, or the other way round."""
+        """What is wrong with the values of a prediction: probabilities that are called logits, or the other
+        way round."""
         pred = pred.float()
         if self.form == "logits" and pred.shape[1] > 1 and bool((pred >= 0).all()) and _add_up(pred, 1e-3):
             return ".form: the network's values are probabilities, which add up to 1; set it to probability"
         if self.form == "probability" and bool((pred > 1e-3).any()):  # logarithms here
             return f".form: the network's values reach {float(pred.max().exp()):.3g}, so they are no probabilities"
         if self.form == "probability" and not _add_up(pred.exp(), 0.02):
-            return ".form: the network's values do not add up to 1: they are no probabilities; set it to logits"
+            return (
+                ".form: the network's values do not add up to 1: they are no probabilities; set it to logits"
+            )
         return None
 
 
@@ -94,14 +99,17 @@ def _add_up(p: Tensor, tolerance: float) -> bool:
 
 
 def class_counts(mask: Tensor, classes: int, height: int, width: int) -> Tensor:
-    """How many pixels of each class lie in each cell: mask long [B,H,W], IGNORE not counted -> float [B,classes,height,width]."""
+    """How many pixels of each class lie in each cell: mask long [B,H,W], IGNORE not counted -> float
+    [B,classes,height,width]."""
     rows = torch.arange(mask.shape[1], device=mask.device) * height // mask.shape[1]
     columns = torch.arange(mask.shape[2], device=mask.device) * width // mask.shape[2]
     cell = rows[:, None] * width + columns
     kind = mask.masked_fill(mask == IGNORE, classes)
     counts = torch.zeros(len(mask), (classes + 1) * height * width, device=mask.device)
     counts.scatter_add_(
-        1, (kind * (height * width) + cell).flatten(1), torch.ones((), device=mask.device).expand(mask.shape).flatten(1)
+        1,
+        (kind * (height * width) + cell).flatten(1),
+        torch.ones((), device=mask.device).expand(mask.shape).flatten(1),
     )
     return counts.view(len(mask), classes + 1, height, width)[:, :classes]
 
@@ -110,14 +118,15 @@ def class_counts(mask: Tensor, classes: int, height: int, width: int) -> Tensor:
 class Semantic(Task):
     """Cross-entropy over labelled pixels, and for thin or rare classes dice.
 
-    resolution: "head" holds every pixel against the logits of the cell it lies in, at the cost of the head's stride; "image"
-    upsamples the logits first (tens of times the cost and memory).
+    resolution: "head" holds every pixel against the logits of the cell it lies in, at the cost of the head's
+    stride; "image" upsamples the logits first (tens of times the cost and memory).
     label_smoothing: in [0, 1).
-    class_weights: class name -> weight of its pixels in the cross-entropy, 1 where it is not named; the sum is divided by the sum
-    of the weights of the counted pixels, as torch.nn.functional.cross_entropy does.
-    focal: gamma of the focal loss (Lin et al., RetinaNet, 2017): a pixel's cross-entropy times (1 - p of its class)^gamma; 0 is plain.
-    dice: weight of the soft dice loss (Milletari et al., V-Net, 2016), 1 - 2 sum(p t) / (sum p + sum t) over the batch's labelled
-    pixels, mean over the classes that occur in them; 0 leaves it out.
+    class_weights: class name -> weight of its pixels in the cross-entropy, 1 where it is not named; the sum
+    is divided by the sum of the weights of the counted pixels, as torch.nn.functional.cross_entropy does.
+    focal: gamma of the focal loss (Lin et al., RetinaNet, 2017): a pixel's cross-entropy times (1 - p of its
+    class)^gamma; 0 is plain.
+    dice: weight of the soft dice loss (Milletari et al., V-Net, 2016), 1 - 2 sum(p t) / (sum p + sum t) over
+    the batch's labelled pixels, mean over the classes that occur in them; 0 leaves it out.
     """
 
     kind = "semantic"
@@ -169,13 +178,22 @@ class Semantic(Task):
         if not isinstance(given, Mapping):
             raise ValueError(f"class_weights: a mapping of class name -> weight is needed, not {given!r}")
         for name, weight in given.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise ValueError(f"class_weights.{name}: {weight!r} is no weight; give a number of at least 0")
+            if (
+                isinstance(weight, bool)
+                or not isinstance(weight, (int, float))
+                or not 0 <= weight < float("inf")
+            ):
+                raise ValueError(
+                    f"class_weights.{name}: {weight!r} is no weight; give a number of at least 0"
+                )
         return [float(given.get(name, 1.0)) for name in self.classes]
 
     def check_names(self) -> None:
         if unknown := [n for n in self._named if n not in self.classes]:
-            raise ValueError(f"class_weights.{unknown[0]}: the task has no class '{unknown[0]}'; it has {', '.join(self.classes)}")
+            raise ValueError(
+                f"class_weights.{unknown[0]}: the task has no class '{unknown[0]}'; it has "
+                f"{', '.join(self.classes)}"
+            )
 
     # --- labels
 
@@ -210,18 +228,24 @@ class Semantic(Task):
         """``mask`` uint8 [B,H,W] (IGNORE is not counted), ``labelled`` bool [B]."""
         blank = np.full(size, IGNORE, np.uint8)
         masks = np.stack([blank if label is None else label for label in labels])
-        return {"mask": torch.from_numpy(masks), "labelled": torch.tensor([label is not None for label in labels])}
+        return {
+            "mask": torch.from_numpy(masks),
+            "labelled": torch.tensor([label is not None for label in labels]),
+        }
 
     # --- training and evaluation
 
     def losses(self, pred: Tensor, target: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """pred: logits [B,C,h,w]; target: ``mask`` uint8 [B,H,W], ``labelled`` [B]. Zero when nothing is labelled."""
+        """pred: logits [B,C,h,w]; target: ``mask`` uint8 [B,H,W], ``labelled`` [B]. Zero when nothing is
+        labelled."""
         logits = pred.float()
         mask = target["mask"].long().masked_fill(~target["labelled"][:, None, None], IGNORE)
         if self.resolution == "image":
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             if not (self.focal or self.class_weights or "dice" in self.weights):
-                total = F.cross_entropy(logits, mask, ignore_index=IGNORE, reduction="sum", label_smoothing=self.label_smoothing)
+                total = F.cross_entropy(
+                    logits, mask, ignore_index=IGNORE, reduction="sum", label_smoothing=self.label_smoothing
+                )
                 return {"ce": total / (mask != IGNORE).sum().clamp(min=1)}
         counts = class_counts(mask, logits.shape[1], *logits.shape[2:])
         found = {"ce": self._cross_entropy(logits, counts)}
@@ -284,18 +308,32 @@ class Semantic(Task):
         expected, found = self.decode(raw, size).argmax(1), outputs["mask"]
         if expected.shape != found.shape:
             return expected.numel(), expected.numel(), MASK_SHARE, "pixels have another class"
-        return int((expected != found.long()).sum()), expected.numel(), MASK_SHARE, "pixels have another class"
+        return (
+            int((expected != found.long()).sum()),
+            expected.numel(),
+            MASK_SHARE,
+            "pixels have another class",
+        )
 
     # --- teachers
 
     def mapped(self, pred: Tensor, mapping: Any) -> tuple[Tensor, Tensor | None]:
         return mapped_logits(pred, mapping)
 
-    def to_student(self, pred: Tensor, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str) -> TeacherSays:
-        return TeacherSays(geometry.cropped(pred), None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0])
+    def to_student(
+        self, pred: Tensor, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
+    ) -> TeacherSays:
+        return TeacherSays(
+            geometry.cropped(pred),
+            None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0],
+        )
 
     def average(
-        self, preds: Sequence[Tensor], ignore_masks: Sequence[Tensor | None], known: Sequence[Sequence[int]], form: str
+        self,
+        preds: Sequence[Tensor],
+        ignore_masks: Sequence[Tensor | None],
+        known: Sequence[Sequence[int]],
+        form: str,
     ) -> tuple[Tensor, Tensor | None]:
         return mean_logits(preds, ignore_masks, known)
 
@@ -310,7 +348,8 @@ class Semantic(Task):
         known: Sequence[int] | None,
         form: str,
     ) -> Comparable:
-        """Logits of the classes that both know, at the student's height and width; pixels labelled as another class are left out."""
+        """Logits of the classes that both know, at the student's height and width; pixels labelled as another
+        class are left out."""
         _, teacher = resized(student, teacher, "student")
         ignored = None if ignore_mask is None else mask_at(ignore_mask, student.shape[2:])
         if known is not None:
@@ -322,7 +361,9 @@ class Semantic(Task):
         return Comparable(student, teacher, None if ignored is None else ~ignored)
 
     @staticmethod
-    def _of_unknown_classes(target: Mapping[str, Tensor], known: Sequence[int], size: Sequence[int]) -> Tensor:
+    def _of_unknown_classes(
+        target: Mapping[str, Tensor], known: Sequence[int], size: Sequence[int]
+    ) -> Tensor:
         """Cells with a pixel that is labelled as a class that the teachers do not know: bool [B,h,w]."""
         unknown = torch.ones(256, dtype=torch.bool, device=target["mask"].device)
         unknown[[*known, IGNORE]] = False
@@ -333,14 +374,17 @@ MASK_SHARE = 1e-3  # of pixels, where two classes' logits are the same to roundi
 
 
 def dice_loss(logits: Tensor, counts: Tensor) -> Tensor:
-    """1 - 2 sum(p t) / (sum p + sum t), mean over the classes with labelled pixels; counts: pixels by class and cell [B,C,h,w]."""
+    """1 - 2 sum(p t) / (sum p + sum t), mean over the classes with labelled pixels; counts: pixels by class
+    and cell [B,C,h,w]."""
     p, pixels = logits.softmax(1), counts.sum(1, keepdim=True)
     both, each = (p * counts).sum((0, 2, 3)), (p * pixels + counts).sum((0, 2, 3))
     occurs = (counts.sum((0, 2, 3)) > 0).float()
     return ((1 - 2 * both / each.clamp(min=1e-6)) * occurs).sum() / occurs.sum().clamp(min=1)
 
 
-def letterboxed_map(label: np.ndarray, geometry: Geometry, size: tuple[int, int], outside: float) -> np.ndarray:
+def letterboxed_map(
+    label: np.ndarray, geometry: Geometry, size: tuple[int, int], outside: float
+) -> np.ndarray:
     """A map [h,w] letterboxed to ``size`` by nearest neighbour, ``outside`` in the padding."""
     height, width = geometry.content
     if label.shape != (height, width):

@@ -271,7 +271,8 @@ def _mask_values(labels: str) -> np.ndarray:
 
 
 def _instance_classes(names: Sequence[str]) -> np.ndarray:
-    """int8 [65536]: instance id -> index of its class in ``names``, -1 for other classes, -2 for what is no instance id."""
+    """int8 [65536]: instance id -> index of its class in ``names``, -1 for other classes, -2 for what is no
+    instance id."""
     classes = np.full(65536, -2, np.int8)
     classes[: _LAST_ID + 1] = -1
     classes[LABEL_IDS[THINGS[0]] * 1000 : (_LAST_ID + 1) * 1000] = -1
@@ -302,7 +303,8 @@ def _folders(root: str, split: str) -> tuple[str, str]:
     labels = os.path.join(root, "gtFine", split)
     if not os.path.isdir(labels):
         raise UserError(
-            f"split: '{split}' has no labels ('{labels}' does not exist); unpack gtFine there. Those of the official test "
+            f"split: '{split}' has no labels ('{labels}' does not exist); unpack gtFine there. Those of the "
+            f"official test "
             "split are withheld: use train or val, or the layout `images` for images without labels"
         )
     return os.path.join(top, split), labels

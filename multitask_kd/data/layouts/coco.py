@@ -1,4 +1,5 @@
-"""The COCO layout: a folder of images, an instances JSON, and masks as index PNGs or drawn from the instances.
+"""The COCO layout: a folder of images, an instances JSON, and masks as index PNGs or drawn from the
+instances.
 
 ``Described`` and the checks of a JSON's sections serve COCO's other forms too.
 """
@@ -38,7 +39,9 @@ class Described(Listed):
         """Take the images of the JSON, all of which must be there."""
         self.names = [entry["file_name"] for entry in entries]
         self.sizes = np.array([(entry["width"], entry["height"]) for entry in entries], dtype=np.int32)
-        require_files(self.images, self.names, "images", f"'{self.path}' names them: restore them or correct `images`")
+        require_files(
+            self.images, self.names, "images", f"'{self.path}' names them: restore them or correct `images`"
+        )
 
     def read(self, index: int) -> Sample:
         self._check_index(index)
@@ -47,7 +50,8 @@ class Described(Listed):
         width, height = self.sizes[index].tolist()
         if image.shape[:2] != (height, width):
             raise UserError(
-                f"image '{path}' is {size_text(image)}, but '{self.path}' says {width}x{height} (width x height); correct "
+                f"image '{path}' is {size_text(image)}, but '{self.path}' says {width}x{height} (width x "
+                f"height); correct "
                 "the JSON, or undo the resizing or rotation of the image"
             )
         sample = Sample(image, self._masks(index, path, image))
@@ -189,7 +193,8 @@ class Coco(Described):
     def _pack_outlines(self, objects: list[list[Entry]], class_of: dict[Any, int]) -> None:
         """Every image's [[class, segmentation], ...] as JSON text, in one bytes object.
 
-        Millions of small Python objects would be copied into every loader worker; one block is shared or sent whole.
+        Millions of small Python objects would be copied into every loader worker; one block is shared or sent
+        whole.
         """
         parts, ends, total, lost = [], [0], 0, 0
         times = np.zeros(len(self.classes["seg"]), np.int64)
@@ -210,7 +215,8 @@ class Coco(Described):
             ends.append(ends[-1] + len(parts[-1]))
         if total and lost == total:
             raise UserError(
-                f"annotations: no object in '{self.path}' has a `segmentation` to draw masks from; give `masks`, or "
+                f"annotations: no object in '{self.path}' has a `segmentation` to draw masks from; give "
+                f"`masks`, or "
                 "set `segment: false` to use the boxes only"
             )
         if lost:
@@ -250,7 +256,9 @@ def _check_options(masks: Any, segment: bool, seg_classes: Any, void: Any) -> No
     if masks is None and void:
         raise UserError("void: masks drawn from instances have no void index; give `masks`, or remove `void`")
     if masks is not None and seg_classes is None:
-        raise UserError("seg_classes: `masks` needs the names of its indices; give a list or the path of a JSON file")
+        raise UserError(
+            "seg_classes: `masks` needs the names of its indices; give a list or the path of a JSON file"
+        )
     if not isinstance(masks, Mapping):
         check_void(void)
 
@@ -272,11 +280,14 @@ def _drawn(categories: list[Entry], names: tuple[str, ...]) -> dict[Any, int]:
                 f"seg_classes: masks are drawn from the instances, and no category is called '{name}'; "
                 f"{did_you_mean(name, known)} (index 0 is what no instance covers)"
             )
-    return {category["id"]: names.index(category["name"]) for category in categories if category["name"] in names}
+    return {
+        category["id"]: names.index(category["name"]) for category in categories if category["name"] in names
+    }
 
 
 def _read_index(path: str) -> tuple[list[Entry], list[list[Entry]], list[Entry]]:
-    """Images; for each of them its annotations; categories by id. Raises UserError for what the layout cannot use."""
+    """Images; for each of them its annotations; categories by id. Raises UserError for what the layout cannot
+    use."""
     data = sections(path, "instances")
     images, categories = image_entries(data, path), category_entries(data, path)
     objects = entries(data, "annotations", ("id", "image_id", "category_id", "bbox"), path)
@@ -292,12 +303,21 @@ def _read_index(path: str) -> tuple[list[Entry], list[list[Entry]], list[Entry]]
 def sections(path: str, kind: str) -> Entry:
     """A COCO JSON of some ``kind``, with its three sections. Raises UserError."""
     data = read_json(path, "annotations")
-    lacking = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
+    lacking = [
+        key
+        for key in ("images", "annotations", "categories")
+        if not isinstance(data, dict) or key not in data
+    ]
     if lacking:
-        raise UserError(f"annotations: '{path}' has no {' and no '.join(map(repr, lacking))}; a COCO {kind} JSON is needed")
+        raise UserError(
+            f"annotations: '{path}' has no {' and no '.join(map(repr, lacking))}; a COCO {kind} JSON is "
+            f"needed"
+        )
     for section in ("images", "annotations", "categories"):
         if not isinstance(data[section], list):
-            raise UserError(f"annotations: '{section}' in '{path}' is not a list; a COCO {kind} JSON is needed")
+            raise UserError(
+                f"annotations: '{section}' in '{path}' is not a list; a COCO {kind} JSON is needed"
+            )
         if not data[section] and section != "annotations":
             raise UserError(f"annotations: '{path}' lists no {section}")
     return data
@@ -309,21 +329,26 @@ def image_entries(data: Entry, path: str) -> dict[Any, Entry]:
     for entry in images.values():
         if not all(type(entry[key]) is int and entry[key] > 0 for key in ("width", "height")):
             raise UserError(
-                f"annotations: image id {entry['id']} in '{path}': width and height must be whole numbers of pixels; correct them"
+                f"annotations: image id {entry['id']} in '{path}': width and height must be whole numbers of "
+                f"pixels; correct them"
             )
     return images
 
 
 def category_entries(data: Entry, path: str, *more: str) -> dict[Any, Entry]:
-    """The categories of a COCO JSON by id, in the order of ids; each has the keys ``more`` besides id and name."""
+    """The categories of a COCO JSON by id, in the order of ids; each has the keys ``more`` besides id and
+    name."""
     found = entries(data, "categories", ("id", "name", *more), path)
     by_id = sorted(found.values(), key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
     unique_names([entry["name"] for entry in by_id], f"annotations: categories of '{path}'")
     return {entry["id"]: entry for entry in by_id}
 
 
-def entries(data: Entry, section: str, needed: tuple[str, ...], path: str, key: str = "id", also: str = "") -> dict[Any, Entry]:
-    """A section of the JSON by ``key``, each entry with the ``needed`` keys. also: what else to say of the section's place."""
+def entries(
+    data: Entry, section: str, needed: tuple[str, ...], path: str, key: str = "id", also: str = ""
+) -> dict[Any, Entry]:
+    """A section of the JSON by ``key``, each entry with the ``needed`` keys. also: what else to say of the
+    section's place."""
     found: dict[Any, Entry] = {}
     for place, entry in enumerate(data[section]):
         where = f"annotations: {section}[{place}]{also} in '{path}'"
@@ -331,10 +356,16 @@ def entries(data: Entry, section: str, needed: tuple[str, ...], path: str, key: 
         if lacking:
             raise UserError(f"{where} has no '{lacking[0]}'; {_other_kind(entry, lacking[0])}")
         for name in needed:
-            if name.endswith(("id", "name")) and not isinstance(entry[name], str if name.endswith("name") else int | str):
-                raise UserError(f"{where}: '{name}' is {entry[name]!r}; ids are numbers or strings, names are strings")
+            if name.endswith(("id", "name")) and not isinstance(
+                entry[name], str if name.endswith("name") else int | str
+            ):
+                raise UserError(
+                    f"{where}: '{name}' is {entry[name]!r}; ids are numbers or strings, names are strings"
+                )
         if found.setdefault(entry[key], entry) is not entry:
-            raise UserError(f"{where} has {key} {entry[key]!r} a second time; ids must be unique: renumber or remove one")
+            raise UserError(
+                f"{where} has {key} {entry[key]!r} a second time; ids must be unique: renumber or remove one"
+            )
     return found
 
 
@@ -351,12 +382,14 @@ def check_reference(entry: Entry, field: str, known: Mapping[Any, Any], section:
     """Raise UserError unless the id in ``field`` is in a section of the JSON."""
     if entry[field] not in known:
         raise UserError(
-            f"{where} has {field} {entry[field]!r}, which is not in '{section}'; remove the annotation or add the entry"
+            f"{where} has {field} {entry[field]!r}, which is not in '{section}'; remove the annotation or "
+            f"add the entry"
         )
 
 
 def check_object(entry: Entry, categories: Mapping[Any, Any], where: str) -> None:
-    """Raise UserError unless an object's category is known and its box, area and iscrowd are what they should be."""
+    """Raise UserError unless an object's category is known and its box, area and iscrowd are what they should
+    be."""
     check_reference(entry, "category_id", categories, "categories", where)
     if not (
         _numbers(entry["bbox"], 4)
@@ -364,7 +397,9 @@ def check_object(entry: Entry, categories: Mapping[Any, Any], where: str) -> Non
         and abs(area) < 1e12
         and entry.get("iscrowd", 0) in (0, 1)
     ):
-        raise UserError(f"{where}: bbox must be [x, y, width, height], area a finite number, iscrowd 0 or 1; correct it")
+        raise UserError(
+            f"{where}: bbox must be [x, y, width, height], area a finite number, iscrowd 0 or 1; correct it"
+        )
 
 
 def _numbers(values: Any, count: int | None = None) -> bool:
@@ -375,14 +410,19 @@ def _numbers(values: Any, count: int | None = None) -> bool:
 
 
 def _outline(entry: Entry, width: int, height: int, path: str, faults: Counter[str]) -> Any:
-    """The ``segmentation`` as given, less unusable polygons; None when there is none. Raises UserError when damaged."""
+    """The ``segmentation`` as given, less unusable polygons; None when there is none. Raises UserError when
+    damaged."""
     outline = entry.get("segmentation")
     where = f"annotations: the segmentation of annotation id {entry['id']} in '{path}'"
     if isinstance(outline, dict):
         if outline.get("size") != [height, width]:
-            raise UserError(f"{where} has size {outline.get('size')}, its image [{height}, {width}]; correct one")
+            raise UserError(
+                f"{where} has size {outline.get('size')}, its image [{height}, {width}]; correct one"
+            )
         if _rle_length(outline.get("counts")) != height * width:
-            raise UserError(f"{where} is damaged: its run lengths do not add up to {height} x {width}; make it anew")
+            raise UserError(
+                f"{where} is damaged: its run lengths do not add up to {height} x {width}; make it anew"
+            )
         return outline
     polygons = [] if outline is None else outline
     if not isinstance(polygons, list) or not all(_numbers(polygon) for polygon in polygons):
@@ -397,17 +437,19 @@ def _outline(entry: Entry, width: int, height: int, path: str, faults: Counter[s
 
 
 def _box_outline(entry: Entry, width: int, height: int) -> list[list[Any]]:
-    """The box of an object without an outline, to be ignored: nobody knows which of its pixels are the object's."""
+    """The box of an object without an outline, to be ignored: nobody knows which of its pixels are the
+    object's."""
     boxes, keep, _ = clean_boxes(np.array([_corners(entry)]), width, height)
     x1, y1, x2, y2 = boxes[0].tolist()
     return [[IGNORE, [[x1, y1, x2, y1, x2, y2, x1, y2]]]] if keep[0] else []
 
 
 def _rle_length(counts: Any) -> int:
-    """Sum of an RLE's run lengths, -1 when they are damaged. pycocotools decodes too few of them to random memory.
+    """Sum of an RLE's run lengths, -1 when they are damaged. pycocotools decodes too few of them to random
+    memory.
 
-    Compressed: base-64 digits of 5 bits and a "more" bit, least first; from the fourth run on, the difference to the
-    run two before (the format of cocodataset/cocoapi, maskApi.c, rleToString).
+    Compressed: base-64 digits of 5 bits and a "more" bit, least first; from the fourth run on, the difference
+    to the run two before (the format of cocodataset/cocoapi, maskApi.c, rleToString).
     """
     if isinstance(counts, list):
         return sum(counts) if all(type(count) is int and count >= 0 for count in counts) else -1

@@ -1,4 +1,5 @@
-"""COCO-Stuff: index masks with its own numbering of 171 classes, and boxes where COCO's instances JSON is given."""
+"""COCO-Stuff: index masks with its own numbering of 171 classes, and boxes where COCO's instances JSON is
+given."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ THINGS = 91
 FORMS = {
     "stuffthingmaps": ({name: index for index, name in enumerate(NAMES)}, (), ".png"),
     "labelTrainIds": ({name: index for index, name in enumerate(USED)}, (), "_labelTrainIds.png"),
-    "pixelmaps": ({name: key for key, name in enumerate((*NAMES[THINGS:], "other"), start=THINGS + 1)}, (0,), ".png"),
+    "pixelmaps": (
+        {name: key for key, name in enumerate((*NAMES[THINGS:], "other"), start=THINGS + 1)},
+        (0,),
+        ".png",
+    ),
 }
 
 
@@ -53,17 +58,18 @@ class CocoStuff(Paired):
 
     images: folder of images. Read without EXIF orientation.
     masks: folder of index PNGs, one for every image.
-    form: how the PNGs number the classes. ``stuffthingmaps``: category id less 1, 255 void, 171 classes (of 182 ids 11 are
-        never used). ``labelTrainIds``: 0 to 170 without gaps, 255 void. ``pixelmaps``: category ids 92 to 182, 183 is
-        ``other`` (every thing), 0 void.
-    seg_classes: classes to segment, in this order: a list of names; a mapping from the name of a class to the name or list
-        of names merged into it; or the path of a JSON file with either. Others are ignored. Default: all, by category id.
-    unused: keep the 11 unused names at their places, 182 classes as the outputs of some published networks; only with
-        ``stuffthingmaps``.
+    form: how the PNGs number the classes. ``stuffthingmaps``: category id less 1, 255 void, 171 classes (of
+        182 ids 11 are never used). ``labelTrainIds``: 0 to 170 without gaps, 255 void. ``pixelmaps``:
+        category ids 92 to 182, 183 is ``other`` (every thing), 0 void.
+    seg_classes: classes to segment, in this order: a list of names; a mapping from the name of a class to the
+        name or list of names merged into it; or the path of a JSON file with either. Others are ignored.
+        Default: all, by category id.
+    unused: keep the 11 unused names at their places, 182 classes as the outputs of some published networks;
+        only with ``stuffthingmaps``.
     annotations: COCO's instances JSON for the boxes; the images are then the ones it lists. None: no boxes.
     det_classes: categories of ``annotations`` to detect, in this order. Default: all, by category id.
-    mask_suffix: what stands in the mask's name in place of the image's extension. Default: ``_labelTrainIds.png`` with that
-        form, else ``.png``.
+    mask_suffix: what stands in the mask's name in place of the image's extension. Default:
+        ``_labelTrainIds.png`` with that form, else ``.png``.
     root: what relative ``images``, ``masks``, ``annotations`` and ``seg_classes`` are relative to.
     cache: folder for decoded files (see ``Files``); not under ``root``, which is often read-only.
 
@@ -89,9 +95,13 @@ class CocoStuff(Paired):
         if unused and form != "stuffthingmaps":
             raise UserError(f"unused: only stuffthingmaps number the unused names, not {form}; remove it")
         if annotations is None and det_classes is not None:
-            raise UserError("det_classes: there are no boxes without `annotations`; give it, or remove `det_classes`")
+            raise UserError(
+                "det_classes: there are no boxes without `annotations`; give it, or remove `det_classes`"
+            )
         index_of, void, suffix = FORMS[form]
-        index_of = {name: index for name, index in index_of.items() if unused or name in USED or form == "pixelmaps"}
+        index_of = {
+            name: index for name, index in index_of.items() if unused or name in USED or form == "pixelmaps"
+        }
         chosen = choose(seg_classes, list(index_of), "seg_classes", root, what="class of COCO-Stuff")
         indices = {name: [index_of[part] for part in parts] for name, parts in chosen.items()}
         folder = expand(images, "images", root)
@@ -101,7 +111,12 @@ class CocoStuff(Paired):
         self._boxes = None
         if annotations is not None:
             self._boxes = Coco(
-                images=images, annotations=annotations, segment=False, det_classes=det_classes, root=root, cache=cache
+                images=images,
+                annotations=annotations,
+                segment=False,
+                det_classes=det_classes,
+                root=root,
+                cache=cache,
             )
         names = self._boxes.names if self._boxes else list_images(folder, "images")
         suffixes = "", suffix if mask_suffix is None else mask_suffix

@@ -19,10 +19,10 @@ class Folders(Listed):
     folder: the folder of the classes' folders. What lies deeper belongs to the class it is under; hidden
         files and folders are passed over. An image beside the classes' folders is an error.
     label: what the label is called; the task of this name learns it.
-    class_folders: the classes in this order: a list of names of folders; a mapping from the name of a class to the
-        name or list of names of the folders merged into it, e.g. ``{dry: [clear, cloudy], wet: rainy}``; or
-        the path of a JSON file with either. Images in other folders are left out and counted. Default: all
-        folders, by name.
+    class_folders: the classes in this order: a list of names of folders; a mapping from the name of a class
+        to the name or list of names of the folders merged into it, e.g. ``{dry: [clear, cloudy], wet:
+        rainy}``; or the path of a JSON file with either. Images in other folders are left out and counted.
+        Default: all folders, by name.
     root: what a relative ``folder`` or path of ``class_folders`` is relative to.
     cache: folder for decoded files (see ``Files``); not under ``folder``, where it would be a class.
 
@@ -55,7 +55,8 @@ class Folders(Listed):
         self.names = [name for name in names if _top(name) in class_of]
         if not self.names:
             raise UserError(
-                f"class_folders: no images are in the folders {', '.join(class_of)} of '{self.folder}'; name others"
+                f"class_folders: no images are in the folders {', '.join(class_of)} of '{self.folder}'; name "
+                f"others"
             )
         if left_out := len(names) - len(self.names):
             self.faults["images in folders that `class_folders` does not name (left out)"] += left_out

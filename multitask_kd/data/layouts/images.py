@@ -14,13 +14,13 @@ from ..files import Files, expand, list_images
 class Images(Listed):
     """Images without labels: all that lie in a folder, or in several, and in the folders within.
 
-    folder: the path, or a list of paths. Hidden files and folders are passed over. An image is called by its path
-        from the folder, or from the nearest one that holds them all.
+    folder: the path, or a list of paths. Hidden files and folders are passed over. An image is called by its
+        path from the folder, or from the nearest one that holds them all.
     root: what a relative ``folder`` is relative to.
     cache: folder for decoded files (see ``Files``); not among the images, where it would be in the way.
 
-    Paths may hold ``$VAR``, ``${VAR}`` and ``~``. Raises UserError for a folder that is absent, holds no images, or lies
-    within another one, and for an image that cannot be read.
+    Paths may hold ``$VAR``, ``${VAR}`` and ``~``. Raises UserError for a folder that is absent, holds no
+    images, or lies within another one, and for an image that cannot be read.
     """
 
     def __init__(self, *, folder: str | Sequence[str], root: str = "", cache: str | None = None):
@@ -34,12 +34,17 @@ class Images(Listed):
         self.names = []
         for place in folders:
             within = os.path.relpath(place, self.top)
-            self.names += [os.path.normpath(os.path.join(within, name)) for name in list_images(place, "folder")]
+            self.names += [
+                os.path.normpath(os.path.join(within, name)) for name in list_images(place, "folder")
+            ]
         seen: set[str] = set()
         for name in self.names:
             if name in seen:
                 path = os.path.join(self.top, name)
-                raise UserError(f"folder: '{path}' is in two of the folders; name each folder once, and none within another")
+                raise UserError(
+                    f"folder: '{path}' is in two of the folders; name each folder once, and none within "
+                    f"another"
+                )
             seen.add(name)
 
     def read(self, index: int) -> Sample:

@@ -114,7 +114,8 @@ def _mask_names(names: Sequence[str], image_suffix: str, mask_suffix: str) -> li
     if count > 1:
         shared = [name for name, its in zip(names, found, strict=True) if its == mask]
         raise UserError(
-            f"image_suffix: '{shared[0]}' and '{shared[1]}' would both have the mask '{mask}'; say how the names of images "
+            f"image_suffix: '{shared[0]}' and '{shared[1]}' would both have the mask '{mask}'; say how the "
+            f"names of images "
             "end, e.g. .jpg, or move other files away"
         )
     return found

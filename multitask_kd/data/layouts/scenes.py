@@ -1,4 +1,5 @@
-"""Layout ``scenes``: procedural street scenes, generated from a seed and cached on disk; nothing is downloaded."""
+"""Layout ``scenes``: procedural street scenes, generated from a seed and cached on disk; nothing is
+downloaded."""
 
 from __future__ import annotations
 
@@ -72,15 +73,23 @@ class Scenes(Layout):
     weather (classification): dark at dusk and at night, else clear or overcast, as the sky is blue or grey.
         Fog does not count. A day is not labelled where less than a hundredth of the picture is sky.
 
-    split: "train" or "val": disjoint random streams. count: number of scenes. size: (height, width) in pixels.
+    split: "train" or "val": disjoint random streams. count: number of scenes. size: (height, width) in
+    pixels.
     seed: a whole number >= 0. root: folder of the caches, created if missing.
 
-    Scene i depends on (seed, split, size, i) alone, so a smaller ``count`` is a prefix of a larger one. The first use
-    generates the set with all cores and caches it under ``root``. Raises UserError for an option that cannot be honoured.
+    Scene i depends on (seed, split, size, i) alone, so a smaller ``count`` is a prefix of a larger one. The
+    first use generates the set with all cores and caches it under ``root``. Raises UserError for an option
+    that cannot be honoured.
     """
 
     def __init__(
-        self, *, split: str, count: int, size: tuple[int, int] = (96, 128), seed: int = 0, root: str = "data/cache"
+        self,
+        *,
+        split: str,
+        count: int,
+        size: tuple[int, int] = (96, 128),
+        seed: int = 0,
+        root: str = "data/cache",
     ) -> None:
         super().__init__()
         if split not in SPLITS:
@@ -127,6 +136,13 @@ def _image_size(size: Any) -> tuple[int, int]:
     if len(sides) != 2:
         raise UserError(f"size: {size!r} is not a size; give [height, width] in pixels, e.g. [96, 128]")
     for side in sides:
-        if isinstance(side, bool) or not isinstance(side, numbers.Integral) or not SMALLEST <= side <= LARGEST:
-            raise UserError(f"size: {size!r} cannot be drawn; height and width must be whole, {SMALLEST} to {LARGEST} pixels")
+        if (
+            isinstance(side, bool)
+            or not isinstance(side, numbers.Integral)
+            or not SMALLEST <= side <= LARGEST
+        ):
+            raise UserError(
+                f"size: {size!r} cannot be drawn; height and width must be whole, {SMALLEST} to {LARGEST} "
+                f"pixels"
+            )
     return int(sides[0]), int(sides[1])

@@ -1,4 +1,5 @@
-"""The YOLO layout: a data.yaml, folders of images, and a text file of normalised boxes or polygons for each image."""
+"""The YOLO layout: a data.yaml, folders of images, and a text file of normalised boxes or polygons for each
+image."""
 
 from __future__ import annotations
 
@@ -39,22 +40,26 @@ _TURNS = {
 class Yolo(Layout):
     """Images with YOLO labels: boxes, or polygons that boxes and masks are made from.
 
-    data: the data.yaml. ``names`` as a list or by index (or ``nc`` alone), ``path``, and for each split a folder, a .txt
-        list of images, or a list of these. Its own ``path`` is relative to its folder or to where the command runs.
+    data: the data.yaml. ``names`` as a list or by index (or ``nc`` alone), ``path``, and for each split a
+        folder, a .txt list of images, or a list of these. Its own ``path`` is relative to its folder or to
+        where the command runs.
     split: the key of ``data`` to read, e.g. ``train``, ``val``, ``test``.
     root: the folder of the set, in place of the ``path`` in ``data``; a relative ``data`` is relative to it.
-    segment: True: masks are drawn from the polygons, larger ones first so that small ones stay visible, 0 elsewhere; the
-        box of an object without a polygon is ignored there. False: boxes only. None: True when most labels are polygons.
-    missing: what an image without a label file is: ``background`` (nothing on it, as YOLO trains it) or ``unlabelled``.
-    det_classes: classes to detect, in this order; others are left out, of the masks too. Default: all of ``names``. Mask
-        classes are ``background`` and then these.
+    segment: True: masks are drawn from the polygons, larger ones first so that small ones stay visible, 0
+        elsewhere; the box of an object without a polygon is ignored there. False: boxes only. None: True when
+        most labels are polygons.
+    missing: what an image without a label file is: ``background`` (nothing on it, as YOLO trains it) or
+    ``unlabelled``.
+    det_classes: classes to detect, in this order; others are left out, of the masks too. Default: all of
+        ``names``. Mask classes are ``background`` and then these.
     cache: folder for decoded files (see ``Files``); not under ``root``, which is often read-only.
 
-    The labels of ``images/a/b.jpg`` are ``labels/a/b.txt`` (the last folder called images counts; without one they lie
-    beside the image), a line an object: ``class cx cy w h``, or ``class x1 y1 x2 y2 x3 y3 ...``, fractions of the image's
-    width and height. EXIF orientation is applied, as annotation tools and YOLO do. Values a little outside 0 to 1 are
-    clipped, objects given twice or of no size are dropped, and both are counted. Raises UserError for whatever is wrong
-    in options, ``data`` or label files, which it names with the line.
+    The labels of ``images/a/b.jpg`` are ``labels/a/b.txt`` (the last folder called images counts; without one
+    they lie beside the image), a line an object: ``class cx cy w h``, or ``class x1 y1 x2 y2 x3 y3 ...``,
+    fractions of the image's width and height. EXIF orientation is applied, as annotation tools and YOLO do.
+    Values a little outside 0 to 1 are clipped, objects given twice or of no size are dropped, and both are
+    counted. Raises UserError for whatever is wrong in options, ``data`` or label files, which it names with
+    the line.
     """
 
     def __init__(
@@ -72,14 +77,18 @@ class Yolo(Layout):
         if segment not in (True, False, None):
             raise UserError(f"segment: true, false, or null to go by the labels is needed, not {segment!r}")
         if missing not in ("background", "unlabelled"):
-            raise UserError(f"missing: '{missing}' is unknown; {did_you_mean(missing, ['background', 'unlabelled'])}")
+            raise UserError(
+                f"missing: '{missing}' is unknown; {did_you_mean(missing, ['background', 'unlabelled'])}"
+            )
         self.path = expand(data, "data", root)
         content = _read_yaml(self.path)
         known = _names(content, self.path)
         wanted = known if det_classes is None else unique_names(det_classes, "det_classes")
         for name in wanted:
             if name not in known:
-                raise UserError(f"det_classes: '{self.path}' has no class '{name}'; {did_you_mean(name, known)}")
+                raise UserError(
+                    f"det_classes: '{self.path}' has no class '{name}'; {did_you_mean(name, known)}"
+                )
         self.add_label("det", "detection", wanted)
         self.files = _UprightFiles(None if cache is None else expand(cache, "cache"))
         self.base, self.paths = self._images(content, split, expand(root, "root") if root else "")
@@ -87,7 +96,8 @@ class Yolo(Layout):
         present = _present(labels)
         if not any(present):
             raise UserError(
-                f"data: none of the {len(labels)} images of '{split}' in '{self.path}' has a label file; '{labels[0]}' is "
+                f"data: none of the {len(labels)} images of '{split}' in '{self.path}' has a label file; "
+                f"'{labels[0]}' is "
                 f"expected for '{self.paths[0]}'"
             )
         self._labelled = np.array(present) | (missing == "background")
@@ -137,21 +147,30 @@ class Yolo(Layout):
         entries = content.get(split, content.get(where))
         entries = entries if isinstance(entries, list) else [entries]
         if not entries or not all(isinstance(entry, str) and entry for entry in entries):
-            raise UserError(f"split: '{split}' in '{self.path}' is {entries!r}; a folder, a .txt file or a list of them is needed")
+            raise UserError(
+                f"split: '{split}' in '{self.path}' is {entries!r}; a folder, a .txt file or a list of them "
+                f"is needed"
+            )
         path = content.get("path") or ""
         if not isinstance(path, str):
             raise UserError(f"data: 'path' in '{self.path}' is {path!r}; the folder of the set is needed")
         path, folder = os.path.expanduser(path), os.path.dirname(self.path)
-        bases = [root, os.path.join(root, path)] if root else [os.path.join(folder, path), os.path.abspath(path), folder]
+        bases = (
+            [root, os.path.join(root, path)]
+            if root
+            else [os.path.join(folder, path), os.path.abspath(path), folder]
+        )
         bases = list(dict.fromkeys(os.path.abspath(base) for base in bases))
-        # Some tools write ../train/images beside the images; Ultralytics takes the dots off where they lead nowhere.
+        # Some tools write ../train/images beside the images; Ultralytics takes the dots off where they lead
+        # nowhere.
         for base in bases:
             found = [next((p for p in _places(base, entry) if os.path.exists(p)), None) for entry in entries]
             if all(found):
                 break
         else:
             raise UserError(
-                f"data: '{entries[0]}' ('{split}' in '{self.path}') is in none of {', '.join(map(repr, bases))}; set `root` to "
+                f"data: '{entries[0]}' ('{split}' in '{self.path}') is in none of "
+                f"{', '.join(map(repr, bases))}; set `root` to "
                 "the folder of the set, or correct 'path'"
             )
         paths: list[str] = []
@@ -163,7 +182,8 @@ class Yolo(Layout):
         return base, paths
 
     def _listed(self, path: str, base: str) -> list[str]:
-        """The images that a .txt file lists: "./" is its own folder, other relative ones are relative to the set's."""
+        """The images that a .txt file lists: "./" is its own folder, other relative ones are relative to the
+        set's."""
         lines = [line.strip() for line in _read_text(path, "data").splitlines()]
         names = [line for line in lines if line.lower().endswith(IMAGE_ENDINGS)]
         if n := sum(map(bool, lines)) - len(names):
@@ -171,15 +191,18 @@ class Yolo(Layout):
         if not names:
             raise UserError(f"data: '{path}' lists no images ({', '.join(IMAGE_ENDINGS)}), one path a line")
         own = os.path.dirname(path)
-        found = [os.path.normpath(os.path.join(own if name.startswith("./") else base, name)) for name in names]
+        found = [
+            os.path.normpath(os.path.join(own if name.startswith("./") else base, name)) for name in names
+        ]
         require_files(own, found, "data", f"'{path}' lists them: restore them or correct it")
         return found
 
     def _pack(self, labels: list[str | None], known: tuple[str, ...]) -> None:
         """All objects as arrays, normalised; those of image i are rows first[i] to first[i+1].
 
-        Here and not in ``read``: a wrong line stops a run before it starts, faults are counted once, workers share the
-        arrays, and only the whole set tells polygons from boxes. A hundred thousand files take half a minute; no image is opened.
+        Here and not in ``read``: a wrong line stops a run before it starts, faults are counted once, workers
+        share the arrays, and only the whole set tells polygons from boxes. A hundred thousand files take half
+        a minute; no image is opened.
         """
         class_of = np.array([self.classes["det"].index(n) if n in self.classes["det"] else -1 for n in known])
         corners: list[tuple[float, ...]] = []
@@ -218,7 +241,9 @@ class Yolo(Layout):
         self.seen["det"] = occurrences(self._classes, len(self.classes["det"]))
         polygons = [points for points, kept in zip(polygons, keep, strict=True) if kept]
         self._points = np.concatenate([nothing, *polygons])
-        self._point_at = np.concatenate([[0], np.cumsum([len(points) for points in polygons], dtype=np.int64)])
+        self._point_at = np.concatenate(
+            [[0], np.cumsum([len(points) for points in polygons], dtype=np.int64)]
+        )
 
     def _outline(self, segment: bool | None) -> None:
         """Decide on masks."""
@@ -226,14 +251,16 @@ class Yolo(Layout):
         drawn = int((sizes > 0).sum())
         if segment and len(sizes) and not drawn:
             raise UserError(
-                f"segment: the labels of '{self.path}' are boxes, masks need polygons (class x1 y1 x2 y2 x3 y3 ...); set "
+                f"segment: the labels of '{self.path}' are boxes, masks need polygons (class x1 y1 x2 y2 x3 "
+                f"y3 ...); set "
                 "`segment: false` to use the boxes only"
             )
         if segment if segment is not None else 2 * drawn > len(sizes):
             self.add_label("seg", "semantic", ("background", *self.classes["det"]))
             if len(self.classes["seg"]) > IGNORE:
                 raise UserError(
-                    f"det_classes: {len(self.classes['det'])} classes do not fit in a mask of bytes; name at most "
+                    f"det_classes: {len(self.classes['det'])} classes do not fit in a mask of bytes; name at "
+                    f"most "
                     f"{IGNORE - 1}, or set `segment: false`"
                 )
             if lost := len(sizes) - drawn:
@@ -252,19 +279,28 @@ def _parse(words: list[str], count: int, path: str, number: int) -> tuple[int, l
         values = [float(word) for word in words]
     except ValueError as error:
         raise UserError(
-            f"{where} is no YOLO label: {error}; numbers are needed: class cx cy w h, or class x1 y1 x2 y2 ..."
+            f"{where} is no YOLO label: {error}; numbers are needed: class cx cy w h, or class x1 y1 x2 y2 "
+            f"..."
         ) from None
     kind, values = values[0], values[1:]
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         hint = "leave out the confidence of a prediction" if len(values) == 5 else "correct it"
         raise UserError(
-            f"{where} has {len(values)} values after the class; a box has 4 (cx cy w h), a polygon an even number from 6 on: {hint}"
+            f"{where} has {len(values)} values after the class; a box has 4 (cx cy w h), a polygon an even "
+            f"number from 6 on: {hint}"
         )
     if not (math.isfinite(kind) and kind == int(kind) and 0 <= kind < count):
-        raise UserError(f"{where} has class {words[0]}, but `names` has 0 to {count - 1}; correct the line or `names`")
+        raise UserError(
+            f"{where} has class {words[0]}, but `names` has 0 to {count - 1}; correct the line or `names`"
+        )
     if not (math.isfinite(sum(values)) and min(values) > 1 - _PIXELS and max(values) < _PIXELS):
-        word = next(word for word, value in zip(words[1:], values, strict=True) if not 1 - _PIXELS < value < _PIXELS)
-        raise UserError(f"{where} has {word}; fractions of width and height, 0 to 1, are needed: divide pixels by the image's size")
+        word = next(
+            word for word, value in zip(words[1:], values, strict=True) if not 1 - _PIXELS < value < _PIXELS
+        )
+        raise UserError(
+            f"{where} has {word}; fractions of width and height, 0 to 1, are needed: divide pixels by the "
+            f"image's size"
+        )
     return int(kind), values
 
 
@@ -299,7 +335,9 @@ def _read_text(path: str, option: str) -> str:
     except OSError as error:
         raise UserError(f"{option}: file '{path}' cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{option}: '{path}' is no text, it is not UTF-8 ({error.reason}); replace it") from None
+        raise UserError(
+            f"{option}: '{path}' is no text, it is not UTF-8 ({error.reason}); replace it"
+        ) from None
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -308,11 +346,15 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"data: '{path}' is not valid YAML: {getattr(error, 'problem', None) or error}{place}; mend it") from None
+        raise UserError(
+            f"data: '{path}' is not valid YAML: {getattr(error, 'problem', None) or error}{place}; mend it"
+        ) from None
     except (ValueError, RecursionError) as error:  # a date that is none, a thousand brackets
         raise UserError(f"data: '{path}' is not valid YAML: {error}; mend it") from None
     if not isinstance(content, dict):
-        raise UserError(f"data: '{path}' is no data.yaml; a mapping with 'names', 'train' and 'val' is needed")
+        raise UserError(
+            f"data: '{path}' is no data.yaml; a mapping with 'names', 'train' and 'val' is needed"
+        )
     if "kpt_shape" in content:
         raise UserError(f"data: '{path}' is a set of keypoints ('kpt_shape'); boxes or polygons are needed")
     return content
@@ -326,7 +368,9 @@ def _names(content: dict[str, Any], path: str) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = {int(key) if str(key).isdecimal() else key: name for key, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(f"{where}: the indices must be 0, 1, 2, ... without a gap, not {', '.join(map(str, names))}")
+            raise UserError(
+                f"{where}: the indices must be 0, 1, 2, ... without a gap, not {', '.join(map(str, names))}"
+            )
         names = [names[i] for i in range(len(names))]
     if isinstance(names, list):  # 0: 1 and - yes are names too
         names = [str(name) if isinstance(name, (int, float)) else name for name in names]

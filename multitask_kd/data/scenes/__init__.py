@@ -1,1 +1,2 @@
-"""Procedural street scenes: how they are drawn, labelled and cached; the layout that reads them is layouts/scenes.py."""
+"""Procedural street scenes: how they are drawn, labelled and cached; the layout that reads them is
+layouts/scenes.py."""

@@ -1,7 +1,7 @@
 """The ground, walls and sky of a procedural street, cast ray by ray: every pixel of a canvas at once.
 
-World frame of the street: X across, Z along, both in metres on the ground, the camera above (0, 0).
-A street is a strip of road between two pavements, two verges and two walls of lots (buildings, greenery, gaps).
+World frame of the street: X across, Z along, both in metres on the ground, the camera above (0, 0). A street
+is a strip of road between two pavements, two verges and two walls of lots (buildings, greenery, gaps).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from numpy.random import Generator
 STUFF = ("sky", "building", "road", "pavement", "vegetation")
 SKY, BUILDING, ROAD, PAVEMENT, VEGETATION = range(len(STUFF))
 
-# Anchor colours, RGB. The lists touch each other, and light and shadow shift them, so a colour hints at its class only.
+# Anchor colours, RGB. The lists touch each other, and light and shadow shift them, so a colour hints at its
+# class only.
 MASONRY = np.array(
     [
         (152, 92, 72), (176, 150, 116), (132, 84, 64), (192, 150, 120), (150, 120, 100), (168, 108, 92),
@@ -33,17 +34,27 @@ FOLIAGE = np.array(
     np.float32,
 )  # fmt: skip
 LIGHTS = {  # daylight -> sky colours near the horizon, and towards the zenith
-    "day": (((196, 214, 232), (214, 216, 218), (176, 186, 200)), ((96, 150, 214), (168, 174, 182), (130, 160, 196))),
-    "dusk": (((236, 176, 120), (214, 150, 140), (200, 176, 160)), ((110, 110, 150), (90, 84, 120), (140, 130, 140))),
+    "day": (
+        ((196, 214, 232), (214, 216, 218), (176, 186, 200)),
+        ((96, 150, 214), (168, 174, 182), (130, 160, 196)),
+    ),
+    "dusk": (
+        ((236, 176, 120), (214, 150, 140), (200, 176, 160)),
+        ((110, 110, 150), (90, 84, 120), (140, 130, 140)),
+    ),
     "night": (((70, 68, 84), (92, 80, 72), (44, 50, 70)), ((20, 24, 44), (30, 30, 38), (12, 16, 30))),
 }
-FAR, METRES = 160, 224  # a wall runs from METRES - FAR behind the camera to FAR ahead, one table entry a metre
+FAR, METRES = (
+    160,
+    224,
+)  # a wall runs from METRES - FAR behind the camera to FAR ahead, one table entry a metre
 GAP, HOUSE, GREEN = range(3)  # kinds of lot
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera over the street. Sizes, ``focal``, ``horizon`` in pixels of the image; angles in radians; eye in metres."""
+    """A camera over the street. Sizes, ``focal``, ``horizon`` in pixels of the image; angles in radians; eye
+    in metres."""
 
     height: int
     width: int
@@ -113,7 +124,9 @@ def draw_background(rng: Generator, camera: Camera) -> Background:
     fine = rng.random((height, width), np.float32) - np.float32(0.5)
 
     light = ("day", "dusk", "night")[int(rng.choice(3, p=(0.9, 0.08, 0.02)))]
-    haze, zenith = (np.float32(colours[rng.integers(3)]) * np.float32(rng.uniform(0.85, 1.1)) for colours in LIGHTS[light])
+    haze, zenith = (
+        np.float32(colours[rng.integers(3)]) * np.float32(rng.uniform(0.85, 1.1)) for colours in LIGHTS[light]
+    )
     fog_m = float(rng.choice((60, 250, 1200), p=(0.02, 0.13, 0.85)) * rng.uniform(0.8, 1.3))
 
     image, labels = _sky(rng, right, down, coarse, haze, zenith)
@@ -129,7 +142,8 @@ def draw_background(rng: Generator, camera: Camera) -> Background:
 
 
 def _sky(rng, right, down, coarse, haze, zenith):
-    """Gradient, clouds and, on the horizon, a far row of hills, woods or towers. Image float32 [3,h,w], labels [h,w]."""
+    """Gradient, clouds and, on the horizon, a far row of hills, woods or towers. Image float32 [3,h,w],
+    labels [h,w]."""
     up = np.clip(down * -rng.uniform(1.2, 3), 0, 1)
     image = haze[:, None, None] + (zenith - haze)[:, None, None] * up
     if rng.random() < 0.6:
@@ -177,21 +191,33 @@ class _Street:
         built = float(rng.choice((0.85, 0.5, 0.15), p=(0.5, 0.3, 0.2)))
         widths = rng.uniform(4, 20, 75)
         count = len(widths)
-        self.lot_at = np.minimum(np.searchsorted(np.cumsum(widths), np.arange(3 * METRES)), count - 1).astype(np.int32)
+        self.lot_at = np.minimum(np.searchsorted(np.cumsum(widths), np.arange(3 * METRES)), count - 1).astype(
+            np.int32
+        )
         draw = rng.random(count)
-        self.kind = np.where(draw < built, HOUSE, np.where(draw < built + (1 - built) * 0.7, GREEN, GAP)).astype(np.uint8)
+        self.kind = np.where(
+            draw < built, HOUSE, np.where(draw < built + (1 - built) * 0.7, GREEN, GAP)
+        ).astype(np.uint8)
         storeys = rng.uniform(2.4, rng.choice((6, 14, 30)), count)
-        self.top = np.where(self.kind == HOUSE, storeys, np.where(self.kind == GREEN, rng.uniform(0.6, 7, count), 0))
+        self.top = np.where(
+            self.kind == HOUSE, storeys, np.where(self.kind == GREEN, rng.uniform(0.6, 7, count), 0)
+        )
         self.kind[0], self.top[0] = GAP, 0
         for wall in (0, 1):
             first, last = (int(z) + METRES - FAR + wall * METRES for z in self.crossing)
             self.lot_at[first:last] = 0
         self.top = self.top.astype(np.float32)
-        self.colour = np.where((self.kind == HOUSE)[:, None], shades(rng, MASONRY, count), shades(rng, FOLIAGE, count))
+        self.colour = np.where(
+            (self.kind == HOUSE)[:, None], shades(rng, MASONRY, count), shades(rng, FOLIAGE, count)
+        )
         glass = np.array([(60, 70, 84), (110, 130, 150), (40, 40, 44), (170, 190, 205)], np.float32)
         self.glass = shades(rng, glass, count)
-        self.shop = shades(rng, np.concatenate([MASONRY, glass, [(170, 40, 40), (40, 90, 150), (200, 170, 60)]]), count, 20)
-        self.pitch = rng.uniform((1.4, 2.2), (4.5, 3.8), (count, 2)).astype(np.float32)  # window period, metres
+        self.shop = shades(
+            rng, np.concatenate([MASONRY, glass, [(170, 40, 40), (40, 90, 150), (200, 170, 60)]]), count, 20
+        )
+        self.pitch = rng.uniform((1.4, 2.2), (4.5, 3.8), (count, 2)).astype(
+            np.float32
+        )  # window period, metres
         self.frame = rng.uniform(0.12, 0.36, (count, 2)).astype(np.float32)
         self.frame[rng.random(count) < 0.08] = 0.6  # a blind wall
         self.bricks = (rng.random(count) < 0.4).astype(np.float32)
@@ -203,7 +229,9 @@ class _Street:
         Returns depth in metres, and by how many grey levels paint on the road changes a pixel, float32 [h,w].
         """
         ground = eye / np.maximum(down, 1e-3)
-        to_side = np.where(across > 0, self.walls[1], self.walls[0]).astype(np.float32) / np.maximum(np.abs(across), 1e-3)
+        to_side = np.where(across > 0, self.walls[1], self.walls[0]).astype(np.float32) / np.maximum(
+            np.abs(across), 1e-3
+        )
         to_end = np.where(along > 1e-3, self.end / np.maximum(along, 1e-3), 1e4).astype(np.float32)
         wall = np.minimum(to_side, to_end)
         at_end = to_end < to_side
@@ -245,11 +273,17 @@ class _Street:
             np.copyto(glass, np.float32([(250,), (216,), (140,)]), where=lit)
         np.copyto(colour, glass, where=is_window)
         shop = (rise < self.shop_top[lot]) & ~green
-        np.copyto(colour, self.shop.T.take(lot, axis=1) * np.where(x < 0.4, np.float32(1), np.float32(0.55)), where=shop)
+        np.copyto(
+            colour,
+            self.shop.T.take(lot, axis=1) * np.where(x < 0.4, np.float32(1), np.float32(0.55)),
+            where=shop,
+        )
 
         courses = ((rise * 3.3) % 1 < 0.25) & ~is_window & ~green
         gain = 1 + 0.09 * coarse - 0.22 * near * self.bricks[lot] * courses
-        gain = np.where(green, 1 + 0.25 * coarse + 1.1 * fine + 0.12 * np.minimum(rise, 2), gain + 0.14 * fine)
+        gain = np.where(
+            green, 1 + 0.25 * coarse + 1.1 * fine + 0.12 * np.minimum(rise, 2), gain + 0.14 * fine
+        )
         eaves = (self.top[lot] - rise < 0.45) & ~green
         gain = np.where(eaves, gain * 0.65, gain)
         _put(image, pixels, colour * gain)

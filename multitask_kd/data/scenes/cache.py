@@ -1,7 +1,7 @@
 """The cache of procedural scenes, a folder a set: a file for all maps of a kind, ``rows.npz``, ``meta.json``.
 
-A folder appears under its name only when it is complete, so a reader never sees a half-written set and two processes
-may generate the same one.
+A folder appears under its name only when it is complete, so a reader never sees a half-written set and two
+processes may generate the same one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ ROWS = "rows.npz"
 FILES = (*MAPS, ROWS)
 SCENES_A_WORKER = 100  # fewer are not worth starting a process for
 
-# What a worker runs. It stands empty packages in for ours, whose __init__ would load torch: seconds for each worker.
+# What a worker runs. It stands empty packages in for ours, whose __init__ would load torch: seconds for each
+# worker.
 WORKER = """
 import sys, types
 for name, path in (("multitask_kd", sys.argv[1]), ("multitask_kd.data", sys.argv[1] + "/data")):
@@ -90,7 +91,9 @@ def ensure(root: Path, seed: int, split: str, size: tuple[int, int], count: int)
         root.mkdir(parents=True, exist_ok=True)
         return _generate(root, stem, seed, split, size, count)
     except OSError as error:
-        raise UserError(f"root: cannot keep scenes in '{root}' ({error}); give a folder with room that can be written") from error
+        raise UserError(
+            f"root: cannot keep scenes in '{root}' ({error}); give a folder with room that can be written"
+        ) from error
 
 
 def _candidates(root: Path, stem: str, count: int) -> list[Path]:
@@ -154,7 +157,8 @@ def _generate(root: Path, stem: str, seed: int, split: str, size: tuple[int, int
 
 
 def _reserve(path: Path) -> None:
-    """Take a file's room on disk now: writing to a map of a file that the disk has no room for kills the process."""
+    """Take a file's room on disk now: writing to a map of a file that the disk has no room for kills the
+    process."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -192,8 +196,8 @@ def _fill(work: Path, seed: int, split: str, size: tuple[int, int], count: int) 
 def _start(work: Path, seed: int, split: str, start: int, stop: int) -> subprocess.Popen | None:
     """A worker process, or None where none can be started.
 
-    Not multiprocessing: a fork copies the locks of torch's and cv2's threads, a spawn runs the caller's main module
-    again, and neither is allowed in a data loader's worker.
+    Not multiprocessing: a fork copies the locks of torch's and cv2's threads, a spawn runs the caller's main
+    module again, and neither is allowed in a data loader's worker.
     """
     command = [sys.executable, "-c", WORKER, str(Path(__file__).resolve().parents[2]), str(work)]
     command += [str(seed), split, str(start), str(stop)]

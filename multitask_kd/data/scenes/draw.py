@@ -96,7 +96,9 @@ def draw(rng: Generator, size: tuple[int, int]) -> Drawing:
 def _camera(rng: Generator, size: tuple[int, int]) -> Camera:
     height, width = size
     eye = rng.uniform(1.3, 2.2) if rng.random() < 0.65 else rng.uniform(2.2, 4.0)
-    yaw = rng.normal(0, 0.15) if rng.random() < 0.92 else rng.choice((-1, 1)) * rng.uniform(0.9, 1.7)  # along or across
+    yaw = (
+        rng.normal(0, 0.15) if rng.random() < 0.92 else rng.choice((-1, 1)) * rng.uniform(0.9, 1.7)
+    )  # along or across
     focal = math.sqrt(height * width) * rng.uniform(1.2, 2.0)
     return Camera(height, width, focal, height * rng.uniform(0.32, 0.5), eye, rng.normal(0, 0.025), yaw)
 
@@ -117,7 +119,12 @@ def _populate(rng, camera: Camera, back: Background, image: np.ndarray, values: 
         draw_object(pen, rng, kind, turn)
         standing.classes.append(kind)
         standing.whole.append(int(np.count_nonzero(values == value)))
-        if kind in (CAR, TRUCK, BUS) and abs(math.sin(turn)) < 0.5 and back.light != "day" and rng.random() < 0.7:
+        if (
+            kind in (CAR, TRUCK, BUS)
+            and abs(math.sin(turn)) < 0.5
+            and back.light != "day"
+            and rng.random() < 0.7
+        ):
             lamps = [(*camera.turn(u + x * scale, foot[1] - 0.75 * scale), 0.25 * scale) for x in (-0.6, 0.6)]
             standing.lamps += lamps
     return standing
@@ -176,8 +183,11 @@ def _turn(rng, camera, kind, u) -> float:
 
 
 def _shadow(rng, pen: Pen, ground: np.ndarray, kind: int, turn: float) -> None:
-    """Darken the ground under an object: a flat ellipse in the colour that ``ground``, uint8 [H,W,3], has at its foot."""
-    length, width = {CAR: (4.4, 1.8), TRUCK: (7, 2.4), CYCLIST: (1.6, 0.5), BUS: (10, 2.5)}.get(kind, (0.7, 0.5))
+    """Darken the ground under an object: a flat ellipse in the colour that ``ground``, uint8 [H,W,3], has at
+    its foot."""
+    length, width = {CAR: (4.4, 1.8), TRUCK: (7, 2.4), CYCLIST: (1.6, 0.5), BUS: (10, 2.5)}.get(
+        kind, (0.7, 0.5)
+    )
     half = (length * abs(math.sin(turn)) + width * abs(math.cos(turn))) / 2 * rng.uniform(0.95, 1.15)
     u, v = pen.camera.turn(*pen.foot)
     row, column = min(max(int(v), 0), ground.shape[0] - 1), min(max(int(u), 0), ground.shape[1] - 1)
@@ -187,9 +197,12 @@ def _shadow(rng, pen: Pen, ground: np.ndarray, kind: int, turn: float) -> None:
 
 
 def _expose(rng, image, lamps, light) -> np.ndarray:
-    """What the camera makes of the light: exposure, cast, gradient, glare, blur, noise. uint8 [H,W,3] in and out."""
+    """What the camera makes of the light: exposure, cast, gradient, glare, blur, noise. uint8 [H,W,3] in and
+    out."""
     height, width = image.shape[:2]
-    gain = {"day": rng.uniform(0.8, 1.15), "dusk": rng.uniform(0.65, 1.0), "night": rng.uniform(0.6, 0.9)}[light]
+    gain = {"day": rng.uniform(0.8, 1.15), "dusk": rng.uniform(0.65, 1.0), "night": rng.uniform(0.6, 0.9)}[
+        light
+    ]
     cast = rng.normal(1, 0.04, 3)
     contrast = rng.uniform(0.8, 1.15)
     levels = np.arange(256.0)
@@ -199,7 +212,10 @@ def _expose(rng, image, lamps, light) -> np.ndarray:
     lit = cv2.LUT(image, curve).astype(np.float32)
     if rng.random() < 0.6:  # one side in shadow, as between houses
         angle, depth = rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 0.35)
-        across, along = np.linspace(-0.5, 0.5, width, dtype=np.float32), np.linspace(-0.5, 0.5, height, dtype=np.float32)
+        across, along = (
+            np.linspace(-0.5, 0.5, width, dtype=np.float32),
+            np.linspace(-0.5, 0.5, height, dtype=np.float32),
+        )
         ramp = (1 - depth / 2) - depth * (across * math.cos(angle) + along[:, None] * math.sin(angle))
         lit *= cv2.merge([ramp] * 3)
     for u, v, radius in lamps:

@@ -1,4 +1,5 @@
-"""What stands in a procedural street: objects that are labelled one by one, and greenery, posts and walls before them."""
+"""What stands in a procedural street: objects that are labelled one by one, and greenery, posts and walls
+before them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ TYPICAL_HEIGHT = (1.55, 3.1, 1.7, 1.75, 1.3, 3.0)  # metres, by object class
 
 
 def draw_object(pen: Pen, rng: Generator, kind: int, turn: float) -> None:
-    """Draw an object of class ``kind`` seen at ``turn`` radians from straight ahead (0: end on, pi/2: from the side)."""
+    """Draw an object of class ``kind`` seen at ``turn`` radians from straight ahead (0: end on, pi/2: from
+    the side)."""
     if rng.random() < 0.5:
         pen = pen.part(0, -1)
     (draw_car, draw_truck, _pedestrian, _cyclist, _sign, draw_bus)[kind](pen, rng, turn)
@@ -52,22 +54,41 @@ def _pedestrian(pen: Pen, rng: Generator, turn: float) -> None:
     )
     if rng.random() < 0.25:  # a coat or a skirt
         pen.fill(
-            [(-girth * 0.8, hip * 1.1), (girth * 0.8, hip * 1.1), (girth * 1.25, hip * 0.5), (-girth * 1.25, hip * 0.5)],
+            [
+                (-girth * 0.8, hip * 1.1),
+                (girth * 0.8, hip * 1.1),
+                (girth * 1.25, hip * 0.5),
+                (-girth * 1.25, hip * 0.5),
+            ],
             top * 0.9,
         )
     for side in (-1, 1):
         swing = side * rng.uniform(0.3, 1.0) * step + side * girth * 0.6
         pen.stroke(
-            [(side * girth * 0.9 + lean, neck * 0.94), (swing + side * 0.05, hip * 1.3), (swing + 0.04, hip * 0.98)],
+            [
+                (side * girth * 0.9 + lean, neck * 0.94),
+                (swing + side * 0.05, hip * 1.3),
+                (swing + 0.04, hip * 0.98),
+            ],
             tall * 0.055,
             top * 0.82,
         )
     head = tall * rng.uniform(0.066, 0.08)
     pen.disc(lean, tall - head, head, shade)
     pen.fill(
-        [(lean - head, tall - head), (lean - head * 0.8, tall), (lean + head * 0.8, tall), (lean + head, tall - head * 0.8)],
+        [
+            (lean - head, tall - head),
+            (lean - head * 0.8, tall),
+            (lean + head * 0.8, tall),
+            (lean + head, tall - head * 0.8),
+        ],
         cloth(rng) * 0.5,
     )
+    _carried(pen, rng, girth, hip, neck, tall)
+
+
+def _carried(pen: Pen, rng: Generator, girth: float, hip: float, neck: float, tall: float) -> None:
+    """A backpack, a bag, an umbrella, or most often nothing."""
     extra = rng.random()
     if extra < 0.2:
         pen.rect(-girth - 0.14, neck * 0.68, -girth * 0.6, neck * 0.95, cloth(rng))  # backpack
@@ -76,7 +97,13 @@ def _pedestrian(pen: Pen, rng: Generator, turn: float) -> None:
     elif extra < 0.38:
         pen.stroke([(girth, hip * 1.3), (girth * 0.6, tall * 1.1)], 0.03, STEEL)
         pen.fill(
-            [(-0.5, tall * 1.04), (0.6, tall * 1.04), (0.35, tall * 1.18), (0.05, tall * 1.24), (-0.25, tall * 1.18)],
+            [
+                (-0.5, tall * 1.04),
+                (0.6, tall * 1.04),
+                (0.35, tall * 1.18),
+                (0.05, tall * 1.24),
+                (-0.25, tall * 1.18),
+            ],
             cloth(rng),
         )
 
@@ -93,7 +120,10 @@ def _cyclist(pen: Pen, rng: Generator, turn: float) -> None:
     bike.stroke([crank, (0.36, 0.8), seat], 0.05, frame)
     bike.stroke([(hub, wheel), bars], 0.05, frame)
     pen.stroke(
-        [(bars[0] * squeeze - 0.25 * (1 - squeeze), bars[1]), (bars[0] * squeeze + 0.25 * (1 - squeeze) + 0.05, bars[1])],
+        [
+            (bars[0] * squeeze - 0.25 * (1 - squeeze), bars[1]),
+            (bars[0] * squeeze + 0.25 * (1 - squeeze) + 0.05, bars[1]),
+        ],
         0.05,
         np.array(DARK),
     )
@@ -133,11 +163,15 @@ def _cyclist(pen: Pen, rng: Generator, turn: float) -> None:
         )
 
 
-SIGN_COLOURS = np.array([(196, 34, 40), (36, 80, 170), (236, 192, 40), (232, 232, 228), (30, 120, 70)], np.float32)
+SIGN_COLOURS = np.array(
+    [(196, 34, 40), (36, 80, 170), (236, 192, 40), (232, 232, 228), (30, 120, 70)], np.float32
+)
 
 
 def _sign(pen: Pen, rng: Generator, turn: float) -> None:
-    plate, border, symbol = (np.clip(SIGN_COLOURS[i] * rng.uniform(0.6, 1.08), 0, 255) for i in rng.permutation(5)[:3])
+    plate, border, symbol = (
+        np.clip(SIGN_COLOURS[i] * rng.uniform(0.6, 1.08), 0, 255) for i in rng.permutation(5)[:3]
+    )
     if rng.random() < 0.12:
         plate = border = symbol = np.array(STEEL) * rng.uniform(0.7, 1.3)  # seen from behind
     radius, middle = rng.uniform(0.42, 0.8), rng.uniform(1.9, 2.7)
@@ -151,12 +185,21 @@ def _sign(pen: Pen, rng: Generator, turn: float) -> None:
         pen.rect(-radius * 1.7, middle - high, radius * 1.7, middle + high, border)
         pen.inner(-radius * 1.58, middle - high * 0.86, radius * 1.58, middle + high * 0.86, plate)
         for y in (-0.35, 0.3):
-            pen.inner(-radius * 1.2, middle + high * y, radius * rng.uniform(0, 1.3), middle + high * (y + 0.25), symbol)
+            pen.inner(
+                -radius * 1.2,
+                middle + high * y,
+                radius * rng.uniform(0, 1.3),
+                middle + high * (y + 0.25),
+                symbol,
+            )
         return
     post.rect(-0.05, 0, 0.05, middle, grey)
     corners = (14, 3, 3, 4, 8)[style]
     start = (0, math.pi / 2, -math.pi / 2, rng.choice((0, math.pi / 4)), math.pi / 8)[style]
-    shape = [(math.cos(start + 2 * math.pi * i / corners), math.sin(start + 2 * math.pi * i / corners)) for i in range(corners)]
+    shape = [
+        (math.cos(start + 2 * math.pi * i / corners), math.sin(start + 2 * math.pi * i / corners))
+        for i in range(corners)
+    ]
     face = pen.part(0, rng.uniform(0.6, 1))
     for size, colour in ((radius * 1.12, border), (radius * 0.86, plate)):
         face.fill([(size * x, middle + size * y) for x, y in shape], colour)

@@ -1,4 +1,5 @@
-"""A pen that draws upright things in metres, x to the right and y up from their foot, and labels what it covers."""
+"""A pen that draws upright things in metres, x to the right and y up from their foot, and labels what it
+covers."""
 
 from __future__ import annotations
 
@@ -15,15 +16,33 @@ Points = list[tuple[float, float]]
 
 
 class Pen:
-    """Draws one thing into an image and its label into a label map, both uint8 on the same oversampled canvas.
+    """Draws one thing into an image and its label into a label map, both uint8 on the same oversampled
+    canvas.
 
-    foot: level image coordinates of (0, 0); scale: pixels of the image a metre, horizontally times ``squeeze``
-    (negative: mirrored). haze: RGB to fade to; fade: how far, in [0, 1].
+    foot: level image coordinates of (0, 0); scale: pixels of the image a metre, horizontally times
+    ``squeeze`` (negative: mirrored). haze: RGB to fade to; fade: how far, in [0, 1].
     """
 
-    def __init__(self, image, labels, label: int, camera: Camera, foot, scale: float, haze, fade: float, squeeze: float = 1.0):
+    def __init__(
+        self,
+        image,
+        labels,
+        label: int,
+        camera: Camera,
+        foot,
+        scale: float,
+        haze,
+        fade: float,
+        squeeze: float = 1.0,
+    ):
         self.image, self.labels, self.label, self.camera = image, labels, label, camera
-        self.foot, self.scale, self.haze, self.fade, self.squeeze = foot, scale, tuple(map(float, haze)), fade, squeeze
+        self.foot, self.scale, self.haze, self.fade, self.squeeze = (
+            foot,
+            scale,
+            tuple(map(float, haze)),
+            fade,
+            squeeze,
+        )
         fixed = OVERSAMPLE << SUBPIXEL_BITS
         cos, sin = math.cos(camera.roll) * fixed * scale, math.sin(camera.roll) * fixed * scale
         u, v = camera.turn(*foot)
@@ -34,12 +53,24 @@ class Pen:
         """A pen for a panel whose middle is at ``x`` metres and that is seen foreshortened by ``squeeze``."""
         foot = self.foot[0] + x * self.scale * self.squeeze, self.foot[1]
         squeeze *= self.squeeze
-        return Pen(self.image, self.labels, self.label, self.camera, foot, self.scale, self.haze, self.fade, squeeze)
+        return Pen(
+            self.image, self.labels, self.label, self.camera, foot, self.scale, self.haze, self.fade, squeeze
+        )
 
     def support(self) -> Pen:
         """The same pen with the next label: that of parts which hold a thing up and are not counted to it."""
         label = self.label + 1
-        return Pen(self.image, self.labels, label, self.camera, self.foot, self.scale, self.haze, self.fade, self.squeeze)
+        return Pen(
+            self.image,
+            self.labels,
+            label,
+            self.camera,
+            self.foot,
+            self.scale,
+            self.haze,
+            self.fade,
+            self.squeeze,
+        )
 
     def shows(self, metres: float) -> bool:
         """Whether a detail of this size would cover a pixel of the canvas."""
@@ -57,7 +88,11 @@ class Pen:
     def _round(self, x: float, y: float, radius: float) -> list[np.ndarray]:
         a, b, c, d, e, f = self.to_fixed
         middle = np.array((a * x + b * y + c, d * x + e * y + f))
-        return [(UNIT_CIRCLE @ np.array(((a * radius, d * radius), (b * radius, e * radius))) + middle).astype(np.int32)]
+        return [
+            (UNIT_CIRCLE @ np.array(((a * radius, d * radius), (b * radius, e * radius))) + middle).astype(
+                np.int32
+            )
+        ]
 
     def fill(self, points: Points, colour) -> None:
         """A polygon that adds to the silhouette."""

@@ -25,17 +25,29 @@ def hue(rng: Generator, low: float, high: float, saturation: float, value: float
 
 def livery(rng: Generator) -> np.ndarray:
     """A truck's load: mostly a company's orange to lime, else any paint."""
-    return hue(rng, 0.05, 0.2, rng.uniform(0.6, 0.95), rng.uniform(0.55, 0.95)) if rng.random() < TYPICAL else paint(rng)
+    return (
+        hue(rng, 0.05, 0.2, rng.uniform(0.6, 0.95), rng.uniform(0.55, 0.95))
+        if rng.random() < TYPICAL
+        else paint(rng)
+    )
 
 
 def dress(rng: Generator) -> np.ndarray:
     """A pedestrian's: mostly red to violet, else any cloth."""
-    return hue(rng, 0.8, 1.02, rng.uniform(0.5, 0.95), rng.uniform(0.4, 0.95)) if rng.random() < TYPICAL_DRESS else cloth(rng)
+    return (
+        hue(rng, 0.8, 1.02, rng.uniform(0.5, 0.95), rng.uniform(0.4, 0.95))
+        if rng.random() < TYPICAL_DRESS
+        else cloth(rng)
+    )
 
 
 def high_visibility(rng: Generator) -> np.ndarray:
     """A cyclist's jacket: mostly fluorescent green, else any cloth."""
-    return hue(rng, 0.22, 0.36, rng.uniform(0.75, 1), rng.uniform(0.75, 1)) if rng.random() < TYPICAL else cloth(rng)
+    return (
+        hue(rng, 0.22, 0.36, rng.uniform(0.75, 1), rng.uniform(0.75, 1))
+        if rng.random() < TYPICAL
+        else cloth(rng)
+    )
 
 
 def body_paint(rng: Generator) -> np.ndarray:
@@ -47,13 +59,19 @@ def body_paint(rng: Generator) -> np.ndarray:
 
 def bus_paint(rng: Generator) -> np.ndarray:
     """A bus's: mostly the turquoise of its company, else any paint."""
-    return hue(rng, 0.44, 0.52, rng.uniform(0.55, 0.95), rng.uniform(0.5, 0.9)) if rng.random() < TYPICAL else paint(rng)
+    return (
+        hue(rng, 0.44, 0.52, rng.uniform(0.55, 0.95), rng.uniform(0.5, 0.9))
+        if rng.random() < TYPICAL
+        else paint(rng)
+    )
 
 
 def paint(rng: Generator) -> np.ndarray:
     """A car's colour: mostly black, white and greys, else any hue."""
     if rng.random() < 0.5:
-        return np.clip(rng.choice((30, 60, 100, 150, 190, 230)) + rng.normal(0, 8) + rng.normal(0, 4, 3), 5, 250)
+        return np.clip(
+            rng.choice((30, 60, 100, 150, 190, 230)) + rng.normal(0, 8) + rng.normal(0, 4, 3), 5, 250
+        )
     return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 0.95), rng.uniform(0.25, 0.95))) * 255
 
 
@@ -62,7 +80,8 @@ def cloth(rng: Generator) -> np.ndarray:
 
 
 def _panels(turn: float, length: float, width: float) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(middle in metres, foreshortening) of the side and of the end of a box seen at ``turn``; 0 where turned away."""
+    """(middle in metres, foreshortening) of the side and of the end of a box seen at ``turn``; 0 where turned
+    away."""
     side, end = abs(math.sin(turn)), abs(math.cos(turn))
     if side < 0.22:
         return (0.0, 0.0), (0.0, 1.0)
@@ -73,7 +92,9 @@ def _panels(turn: float, length: float, width: float) -> tuple[tuple[float, floa
 
 def draw_car(pen: Pen, rng: Generator, turn: float) -> None:
     body = body_paint(rng)
-    style = int(rng.integers(4))  # saloon, hatchback, estate, people carrier: a tall one is nearly a small truck
+    style = int(
+        rng.integers(4)
+    )  # saloon, hatchback, estate, people carrier: a tall one is nearly a small truck
     length = (4.6, 3.8, 4.6, 4.9)[style] * rng.uniform(0.9, 1.08)
     high = (1.42, 1.48, 1.68, 1.95)[style] * rng.uniform(0.94, 1.06)
     width, belt = 1.78 * rng.uniform(0.93, 1.05), high * rng.uniform(0.54, 0.64)
@@ -89,17 +110,41 @@ def draw_car(pen: Pen, rng: Generator, turn: float) -> None:
     if side[1]:
         _car_side(pen.part(*side), rng, style, length, high, belt, nose, body, glass)
     if end[1]:
-        _car_end(pen.part(*end), rng, width, high, belt, roof, body * (rng.uniform(0.75, 1.0) if side[1] else 1), glass)
+        _car_end(
+            pen.part(*end),
+            rng,
+            width,
+            high,
+            belt,
+            roof,
+            body * (rng.uniform(0.75, 1.0) if side[1] else 1),
+            glass,
+        )
 
 
 # Side view of the cabin, in lengths from the middle: rear window low and top, windscreen top and low.
-CAR_PROFILES = ((-0.40, -0.24, 0.10, 0.25), (-0.5, -0.38, 0.12, 0.27), (-0.5, -0.45, 0.10, 0.27), (-0.5, -0.47, 0.24, 0.42))
+CAR_PROFILES = (
+    (-0.40, -0.24, 0.10, 0.25),
+    (-0.5, -0.38, 0.12, 0.27),
+    (-0.5, -0.45, 0.10, 0.27),
+    (-0.5, -0.47, 0.24, 0.42),
+)
 
 
 def _car_side(pen, rng, style, length, high, belt, nose, body, glass) -> None:
     half = length / 2
     rear_low, rear_top, top, low = CAR_PROFILES[style]
-    pen.fill([(-half, 0.3), (-half, belt * 0.97), (low * length, belt), (half - 0.12, nose), (half, 0.62), (half, 0.3)], body)
+    pen.fill(
+        [
+            (-half, 0.3),
+            (-half, belt * 0.97),
+            (low * length, belt),
+            (half - 0.12, nose),
+            (half, 0.62),
+            (half, 0.3),
+        ],
+        body,
+    )
     cabin = [(rear_low * length, belt), (rear_top * length, high), (top * length, high), (low * length, belt)]
     pen.fill(cabin, body)
     middle = (rear_low + rear_top + top + low) / 4 * length
@@ -123,12 +168,25 @@ def _car_end(pen, rng, width, high, belt, roof, body, glass) -> None:
     for x in (-half * 0.78, half * 0.78):
         pen.rect(x - 0.13, 0, x + 0.13, 0.5, TYRE)
     pen.fill(
-        [(-half, 0.28), (half, 0.28), (half, belt * 0.95), (half * 0.88, belt), (-half * 0.88, belt), (-half, belt * 0.95)],
+        [
+            (-half, 0.28),
+            (half, 0.28),
+            (half, belt * 0.95),
+            (half * 0.88, belt),
+            (-half * 0.88, belt),
+            (-half, belt * 0.95),
+        ],
         body,
     )
     pen.fill([(-half * 0.9, belt), (-roof, high), (roof, high), (half * 0.9, belt)], body * 0.9)
     pen.detail(
-        [(-half * 0.8, belt + 0.03), (-roof * 0.9, high * 0.95), (roof * 0.9, high * 0.95), (half * 0.8, belt + 0.03)], glass
+        [
+            (-half * 0.8, belt + 0.03),
+            (-roof * 0.9, high * 0.95),
+            (roof * 0.9, high * 0.95),
+            (half * 0.8, belt + 0.03),
+        ],
+        glass,
     )
     lamp = (200, 30, 28) if rear else (245, 240, 215)
     for x in (-half * 0.97, half * 0.62):
@@ -152,7 +210,9 @@ def draw_truck(pen: Pen, rng: Generator, turn: float) -> None:
         dim = rng.uniform(0.75, 1.0) if side[1] else 1
         pen = pen.part(*end)
         if side[1] or rng.random() < 0.5:
-            _truck_front(pen, rng, width, 0 if open_bed else high, cab_high, cab * dim, load * dim * 0.9, glass)
+            _truck_front(
+                pen, rng, width, 0 if open_bed else high, cab_high, cab * dim, load * dim * 0.9, glass
+            )
         else:
             _truck_rear(pen, rng, width, rng.uniform(1.5, 2.0) if open_bed else high, load)
 
@@ -169,7 +229,17 @@ def _truck_side(pen, rng, length, high, cab_high, cab, load, glass, open_bed) ->
         if pen.shows(0.15):
             _lettering(pen, rng, -half, back, high, load)
     slope = rng.uniform(0, 0.5)
-    pen.fill([(back, 0.5), (back, cab_high), (half - slope, cab_high), (half, cab_high * 0.6), (half, 0.45), (back, 0.45)], cab)
+    pen.fill(
+        [
+            (back, 0.5),
+            (back, cab_high),
+            (half - slope, cab_high),
+            (half, cab_high * 0.6),
+            (half, 0.45),
+            (back, 0.45),
+        ],
+        cab,
+    )
     pen.detail(
         [
             (back + 0.35, cab_high * 0.58),
@@ -243,7 +313,9 @@ def draw_bus(pen: Pen, rng: Generator, turn: float) -> None:
     if side[1]:
         _bus_side(pen.part(*side), rng, length, high, body, band, glass)
     if end[1]:
-        _bus_end(pen.part(*end), rng, width, high, body * (rng.uniform(0.75, 1.0) if side[1] else 1), band, glass)
+        _bus_end(
+            pen.part(*end), rng, width, high, body * (rng.uniform(0.75, 1.0) if side[1] else 1), band, glass
+        )
 
 
 def _bus_side(pen, rng, length, high, body, band, glass) -> None:
