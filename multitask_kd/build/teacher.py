@@ -104,7 +104,9 @@ def read_teachers(config: Config) -> Loaded:
     for key_path, section in config.named_teachers.items():
         if section.source == "checkpoint":
             if Path(section.path).is_file():  # else, and where it is damaged, the next line tells
-                _at(key_path, files.expect, section.path, *_LIKE_NATIVE, for_what="checkpoint of this package")
+                _at(
+                    key_path, files.expect, section.path, *_LIKE_NATIVE, for_what="checkpoint of this package"
+                )
             found[key_path] = load_checkpoint(section.path, f"{key_path}.path")
         elif section.source not in NATIVE:
             found[key_path] = _source(section, key_path)
