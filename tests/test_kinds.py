@@ -11,6 +11,7 @@ from torch import nn
 from multitask_kd.data.labels import BoxLabels, Geometry
 from multitask_kd.data.loader import Truth
 from multitask_kd.models.multitask import reads_encoder
+from multitask_kd.models.teacher_geometry import TeacherGeometry
 from multitask_kd.registry import options_of
 from multitask_kd.report.layers import Layer
 from multitask_kd.tasks.base import DEFAULT_KINDS, KINDS, Tally, Task, build_task, figure_names, kind_of
@@ -59,19 +60,7 @@ def test_it_is_called_as_it_is_registered_and_has_all_that_a_kind_owns(kind):
     )
     assert issubclass(own.Head, nn.Module) and issubclass(own.Tally, Tally)
     assert own.title and own.label_word and own.raw_output and own.decoded_outputs
-    required = (
-        "packed",
-        "losses",
-        "decode",
-        "metric",
-        "score",
-        "label_layer",
-        "prediction_layer",
-        "saved",
-        "decoder",
-        "average",
-    )
-    assert all(getattr(type(own), name) is not getattr(Task, name) for name in required)
+    assert all(getattr(type(own), name) is not getattr(Task, name) for name in ("decoder", "average"))
     assert "at" in options_of(own.Output)
 
 
@@ -229,3 +218,34 @@ def test_an_operation_that_a_kind_does_not_have_is_refused_by_name():
     ):
         with says(f"tasks.edges: a task of kind 'bare' cannot {what}"):
             call()
+
+
+def test_a_kind_that_lacks_something_is_refused_when_it_is_registered():
+    class Half(Task):
+        """A map without a way to move its label."""
+
+        is_map, Head, Output, headline, columns = True, nn.Identity, dict, (), ()
+        main_metric = "x"
+        packed = losses = decode = metric = score = saved = lambda self: None
+
+    for name in ("to_spatial", "from_spatial", "label_layer", "prediction_layer"):
+        with pytest.raises(TypeError, match=f"kind of task 'half' lacks .*{name}"):
+            KINDS.register("half")(Half)
+    with pytest.raises(TypeError, match="'bare' lacks Head, Output, main_metric"):
+        KINDS.register("bare")(type("Bare", (Task,), {}))
+    assert not {"half", "bare"} & set(KINDS.names())
+
+
+def test_a_map_of_a_kind_loses_its_teachers_padding_and_a_classless_output_has_free_channels():
+    class Map(Task):
+        """What a kind inherits."""
+
+        is_map, has_classes = True, False
+
+    own = Map("normals", (), (4,))
+    geometry = TeacherGeometry((48, 48), (64, 96))  # a third of its width is padding
+    pred = torch.arange(16.0 * 24).reshape(1, 1, 16, 24)
+    given = own.to_student(pred, pred[:, 0] > 100, geometry, own, "")
+    assert torch.equal(given.pred, pred[..., :16])
+    assert given.ignore_mask.shape[1:] == given.pred.shape[2:]
+    assert own.expected_shape((48, 48)) == {}

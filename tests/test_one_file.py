@@ -70,7 +70,6 @@ class EdgeF1:
 class Edges(Task):
     """Cross-entropy; positive: weight of edge pixels."""
 
-    kind = "edges"
     Head = EdgeHead
     Output = EdgeOutput
     has_classes = False

@@ -371,7 +371,8 @@ class _Writer:
         if saved.image is not None:
             entry[names.file_key] = f"{names.folder}/{self._stem(shot)}.png"
             self._claim(names.folder)
-            _write(self.out / entry[names.file_key], saved.image, ".png")
+            image = saved.image if saved.image.ndim == 2 else cv2.cvtColor(saved.image, cv2.COLOR_RGB2BGR)
+            _write(self.out / entry[names.file_key], image, ".png")
         if saved.value is not None:
             entry[names.value_key] = saved.value
         if saved.boxes is not None:
@@ -448,7 +449,7 @@ def _exact(value: float) -> float:
 
 
 def _write(path: Path, array: np.ndarray, ending: str) -> None:
-    """uint8 or uint16 [H,W], or uint8 [H,W,3] BGR, as an image. (OpenCV's own writing fails on names that are
+    """uint8 or uint16 [H,W] or BGR [H,W,3] as an image. (OpenCV's own writing fails on names that are
     not ASCII on some systems.)"""
     path.parent.mkdir(parents=True, exist_ok=True)
     coded, data = cv2.imencode(ending, array, [cv2.IMWRITE_JPEG_QUALITY, JPEG] if ending == ".jpg" else [])

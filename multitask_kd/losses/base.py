@@ -22,19 +22,16 @@ class SoftLoss(nn.Module):
     """
 
     kinds: tuple[str, ...] = ()  # the kinds of task whose predictions it compares
-    form: str = (
-        ""  # the form of the teacher's prediction that it compares, of ``Task.forms``; "" is the kind's own
-    )
-    maps: bool = (
-        False  # whether it compares feature maps [B,C,H,W] too, brought to one size and to the same channels
-    )
+    # the form of the teacher's prediction that it compares, of ``Task.forms``; "" is the kind's own
+    form: str = ""
+    # whether it compares feature maps [B,C,H,W] too, brought to one size and to the same channels
+    maps: bool = False
     same_channels: bool = True  # False: it compares maps of any channels, and a term aligns sizes only
     norm: bool = False  # whether feature maps are normalised, each channel over the batch, before the loss
     # whether ``__init__`` takes the number of channels, positional, to build layers that are trained
     learns: bool = False
-    scheduled: tuple[
-        str, ...
-    ] = ()  # options that a schedule may change while training; attributes of the same names
+    # options that a schedule may change while training; attributes of the same names
+    scheduled: tuple[str, ...] = ()
 
     def forward(
         self,

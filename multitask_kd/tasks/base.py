@@ -3,7 +3,7 @@ class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,32 @@ from ..registry import Registry
 from ..report.layers import Layer
 from ..report.tables import Column
 
-KINDS = Registry("kind of task")
+
+class Kinds(Registry):
+    """The kinds of task by name; one that lacks what every kind must have is refused when it is registered."""
+
+    # what there is nothing sensible to inherit for; a map's label moves with the image besides
+    needed = (
+        "Head", "Output", "main_metric", "headline", "columns", "packed", "losses", "decode", "metric", "score",
+        "label_layer", "prediction_layer", "saved",
+    )  # fmt: skip
+    needed_of_maps = ("to_spatial", "from_spatial")
+
+    def register(self, name: str) -> Callable[[type[Task]], type[Task]]:
+        """A decorator; it sets ``kind``. TypeError names what the class lacks."""
+        add = super().register(name)
+
+        def checked(cls: type[Task]) -> type[Task]:
+            names = (*self.needed, *(self.needed_of_maps if cls.is_map else ()))
+            if lacks := [n for n in names if getattr(cls, n, None) is getattr(Task, n, None)]:
+                raise TypeError(f"kind of task '{name}' lacks {', '.join(lacks)}; see tasks/base.py")
+            cls.kind = name
+            return add(cls)
+
+        return checked
+
+
+KINDS = Kinds("kind of task")
 DEFAULT_KINDS = {"seg": "semantic", "det": "detection"}  # tasks of these names need no `kind`
 
 
@@ -41,7 +66,7 @@ class Comparable(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A prediction as ``tools/predict.py`` writes it: an index or 16-bit image [H,W], a value for the JSON,
+    """A prediction as ``tools/predict.py`` writes it: an index or 16-bit image [H,W] or one of RGB [H,W,3], a value for the JSON,
     rows of boxes [K,6] x1,y1,x2,y2,score,class; None where the kind has none."""
 
     image: np.ndarray | None = None
@@ -101,13 +126,14 @@ class Task:
     Keyword-only parameters of ``__init__`` are the options of the hard loss (``tasks.<name>.hard`` in YAML),
     those of ``Head`` the architecture (``.head``), those of ``decode`` the post-processing (``.decode``),
     those of ``Output`` how the prediction of a network from elsewhere is read (``teacher.outputs.<name>``).
-    An operation that a kind does not have is refused by name.
+    ``Kinds.needed`` lists what a kind must have; an operation that it may lack (mapping of classes, averaging,
+    decoding in a file) is refused by name in a run that asks for it.
     """
 
-    kind: str  # as registered
+    kind: str  # set by ``KINDS.register``
     # Head(width of the pyramid, strides of its levels, number of classes, *, options), with .strides (of its
-    # output); one with ``reads_encoder = True`` is given the encoder's channels by stride in the place of the
-    # width, and its maps
+    # output) and forward({stride: map [B,width,h,w]}) -> a tensor [B,...]; one with ``reads_encoder = True`` is
+    # given the encoder's channels by stride in the place of the width, and its maps
     Head: type[nn.Module]
     # Output(*, options) with .at (which part of what a network returns; None: found), .read(returned,
     # classes, size) -> a prediction, and .fault(pred) -> what is wrong with its values: "<key>: <what>", or
@@ -117,15 +143,13 @@ class Task:
     has_classes: bool = True  # whether its labels are classes with names
     is_map: bool = False  # whether its prediction is a map [B,C,h,w]
     coloured: bool = True  # whether its classes have colours in pictures
-    forms: tuple[
-        str, ...
-    ] = ()  # forms of a teacher's prediction that a soft loss may ask for besides the kind's own
+    # forms of a teacher's prediction that a soft loss may ask for besides the kind's own
+    forms: tuple[str, ...] = ()
     label_word: str = "labels"  # what an unlabelled picture lacks
     title: str = ""  # of its figures in tables, where the task has the kind's default name
 
-    weights: Mapping[
-        str, float
-    ]  # hard loss -> its weight inside the task; the keys are what ``losses`` returns
+    # hard loss -> its weight inside the task; the keys are what ``losses`` returns
+    weights: Mapping[str, float]
     main_metric: str  # key in the metric's result, in percent, higher is better
     headline: tuple[str, ...]  # keys shown in one line of progress
     columns: tuple[tuple[Column, ...], ...]  # the figures of an evaluation, a tuple a row of the table
@@ -170,10 +194,12 @@ class Task:
 
     @staticmethod
     def to_spatial(label: Any, geometry: Geometry, size: tuple[int, int]) -> Spatial:
+        """The label's parts that move with the image. This one is for labels without a place in it."""
         return Spatial(rest=label)
 
     @staticmethod
     def from_spatial(moved: Spatial, size: tuple[int, int], min_visible: float) -> Any:
+        """The label after letterbox and augmentation, of the parts that ``to_spatial`` gave."""
         return moved.rest
 
     @staticmethod
@@ -273,7 +299,7 @@ class Task:
     def expected_shape(self, size: tuple[int, int]) -> dict[int, int]:
         """Axis of the raw output -> its length for images of ``size`` (H, W); axes of free length are left
         out."""
-        return {1: max(1, len(self.classes))}
+        return {1: len(self.classes)} if self.has_classes else {}
 
     def decoded_gap(
         self, raw: Tensor, outputs: Mapping[str, Tensor], size: tuple[int, int], options: Mapping[str, Any]
@@ -300,10 +326,15 @@ class Task:
     def to_student(
         self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
     ) -> TeacherSays:
-        """A teacher's prediction -> the student's pixels, and cells or ``form``. geometry: the teacher's
-        ``TeacherGeometry``;
-        teacher: the teacher's own task, with its strides."""
-        return TeacherSays(pred, ignore_mask)
+        """A teacher's prediction -> the student's pixels, and cells or ``form``. A map loses the teacher's
+        padding; anything else is handed on, which suits a prediction without a place in the image.
+
+        geometry: the teacher's ``TeacherGeometry``; teacher: the teacher's own task, with its strides.
+        """
+        if not self.is_map:
+            return TeacherSays(pred, ignore_mask)
+        cropped = None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0]
+        return TeacherSays(geometry.cropped(pred), cropped)
 
     def why_not(self, pred: Any, form: str, key_path: str) -> str | None:
         """Why a teacher's prediction cannot be compared in ``form``, and what to do; None: it can. key_path:

@@ -95,7 +95,6 @@ class Classification(Task):
     label_smoothing: in [0, 1).
     """
 
-    kind = "classification"
     Head = PooledHead
     Output = ClassOutput
     Tally = ClassTally

@@ -20,7 +20,7 @@ from ..models.maps import ignored_by_all, ignored_places, mask_at, resized
 from ..report.colours import depth_colours
 from ..report.layers import InsetLayer
 from ..report.tables import Column
-from .base import KINDS, Comparable, Saved, Task, TeacherSays
+from .base import KINDS, Comparable, Saved, Task
 from .semantic import conv_block, letterboxed_map, restored_map
 from .tallies import DepthTally
 
@@ -107,7 +107,6 @@ class Depth(Task):
     focus: 0 weighs the scale fully, 1 not at all.
     """
 
-    kind = "depth"
     Head = DepthHead
     Output = DepthOutput
     Tally = DepthTally
@@ -242,14 +241,6 @@ class Depth(Task):
         )
 
     # --- teachers
-
-    def to_student(
-        self, pred: Tensor, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
-    ) -> TeacherSays:
-        return TeacherSays(
-            geometry.cropped(pred),
-            None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0],
-        )
 
     def average(
         self,

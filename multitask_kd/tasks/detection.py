@@ -56,7 +56,6 @@ class Detection(Task):
     radius: SimOTA's centre region, in strides.
     """
 
-    kind = "detection"
     Head = DenseHead
     Output = DetectionOutput
     Tally = BoxTally

@@ -19,7 +19,7 @@ from ..models.external import pick, shown
 from ..models.maps import mapped_logits, mask_at, mean_logits, resized
 from ..report.layers import MaskLayer
 from ..report.tables import Column
-from .base import KINDS, Comparable, Saved, Task, TeacherSays
+from .base import KINDS, Comparable, Saved, Task
 from .tallies import MaskTally
 
 
@@ -129,7 +129,6 @@ class Semantic(Task):
     the batch's labelled pixels, mean over the classes that occur in them; 0 leaves it out.
     """
 
-    kind = "semantic"
     Head = SegHead
     Output = SemanticOutput
     Tally = MaskTally
@@ -319,14 +318,6 @@ class Semantic(Task):
 
     def mapped(self, pred: Tensor, mapping: Any) -> tuple[Tensor, Tensor | None]:
         return mapped_logits(pred, mapping)
-
-    def to_student(
-        self, pred: Tensor, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
-    ) -> TeacherSays:
-        return TeacherSays(
-            geometry.cropped(pred),
-            None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0],
-        )
 
     def average(
         self,
