@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..batch import Batch, ModelOutput
 from ..models.class_mapping import ClassMapping
 from ..models.teacher_geometry import TeacherGeometry
-from ..tasks.base import Task, TeacherSays
+from ..tasks.base import Task, TeacherPrediction
 from .taps import Tapped
 
 
@@ -134,7 +134,7 @@ class Teachers:
         """The sizes (H, W), other than the student's, at which teachers need the images of a batch."""
         return sorted({geometry.content for geometry in self.geometries.values() if geometry.sharper})
 
-    def _in_student(self, name: str, output: ModelOutput, task: str, subject: Subject) -> TeacherSays:
+    def _in_student(self, name: str, output: ModelOutput, task: str, subject: Subject) -> TeacherPrediction:
         """One teacher's prediction of one task, in the student's pixels and, in the kind's own form, the
         student's cells."""
         own = self.members[name].tasks[task]
@@ -142,7 +142,9 @@ class Teachers:
             output.preds[task], output.ignore_mask.get(task), self.geometries[name], own, subject.form
         )
 
-    def _average(self, task: str, subject: Subject, each: Sequence[TeacherSays]) -> tuple[Any, Tensor | None]:
+    def _average(
+        self, task: str, subject: Subject, each: Sequence[TeacherPrediction]
+    ) -> tuple[Any, Tensor | None]:
         known = [self.members[name].known(task) for name in subject.teachers]
         return subject.task.average(
             [one.pred for one in each], [one.ignore_mask for one in each], known, subject.form

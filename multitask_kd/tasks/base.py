@@ -44,10 +44,10 @@ KINDS = Kinds("kind of task")
 DEFAULT_KINDS = {"seg": "semantic", "det": "detection"}  # tasks of these names need no `kind`
 
 
-class TeacherSays(NamedTuple):
+class TeacherPrediction(NamedTuple):
     """What a teacher predicts for one task, brought to the student's pixels (and cells).
 
-    ignore_mask: bool, where it has nothing to say; None: nowhere. relocated: whether its cells were others
+    ignore_mask: bool, where its prediction is ignored; None: nowhere. relocated: whether its cells were others
     than the student's.
     """
 
@@ -316,8 +316,7 @@ class Task:
         return self.Output(**options)
 
     def mapped(self, pred: Any, mapping: Any) -> tuple[Any, Tensor | None]:
-        """A teacher's prediction in the student's classes, and where the teacher has nothing to say (None:
-        nowhere).
+        """A teacher's prediction in the student's classes, and where it is ignored (None: nowhere).
 
         mapping: a ``ClassMapping`` that changes something.
         """
@@ -325,16 +324,16 @@ class Task:
 
     def to_student(
         self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
-    ) -> TeacherSays:
+    ) -> TeacherPrediction:
         """A teacher's prediction -> the student's pixels, and cells or ``form``. A map loses the teacher's
         padding; anything else is handed on, which suits a prediction without a place in the image.
 
         geometry: the teacher's ``TeacherGeometry``; teacher: the teacher's own task, with its strides.
         """
         if not self.is_map:
-            return TeacherSays(pred, ignore_mask)
+            return TeacherPrediction(pred, ignore_mask)
         cropped = None if ignore_mask is None else geometry.cropped(ignore_mask[:, None])[:, 0]
-        return TeacherSays(geometry.cropped(pred), cropped)
+        return TeacherPrediction(geometry.cropped(pred), cropped)
 
     def why_not(self, pred: Any, form: str, key_path: str) -> str | None:
         """Why a teacher's prediction cannot be compared in ``form``, and what to do; None: it can. key_path:
@@ -348,8 +347,8 @@ class Task:
         known: Sequence[Sequence[int]],
         form: str,
     ) -> tuple[Any, Tensor | None]:
-        """The predictions of several teachers together, each class over those that know it; and where none
-        has anything to say."""
+        """The predictions of several teachers together, each class over those that know it; and where all
+        are ignored."""
         raise self._refuse("average several teachers; let one of them teach it (teachers.<name>.tasks)")
 
     def comparable(

@@ -33,7 +33,7 @@ from ..models.detections import (
 from ..models.relocation import by_location, to_dense
 from ..report.layers import BoxLayer
 from ..report.tables import Column
-from .base import KINDS, Comparable, Saved, Task, TeacherSays
+from .base import KINDS, Comparable, Saved, Task, TeacherPrediction
 from .tallies import BoxTally
 
 BOX_SHARE = 1e-2  # of detections, where rounding decides which box is suppressed
@@ -406,16 +406,16 @@ class Detection(Task):
 
     def to_student(
         self, pred: Any, ignore_mask: Tensor | None, geometry: Any, teacher: Task, form: str
-    ) -> TeacherSays:
+    ) -> TeacherPrediction:
         if form == "detections":
             if not isinstance(pred, PaddedDetections):
                 pred = PaddedDetections.padded(teacher.decode(pred, geometry.own))
-            return TeacherSays(detections_in_student(pred, geometry))
+            return TeacherPrediction(detections_in_student(pred, geometry))
         if isinstance(pred, Tensor):
             if geometry.same and teacher.strides == self.strides:
-                return TeacherSays(pred, ignore_mask)
+                return TeacherPrediction(pred, ignore_mask)
             pred = to_dense(pred, geometry.own, teacher.strides)
-        return TeacherSays(
+        return TeacherPrediction(
             *by_location(dense_in_student(pred, geometry), geometry.student, self.strides), True
         )
 
