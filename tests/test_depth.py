@@ -419,3 +419,28 @@ def test_depths_that_are_no_metres_of_a_scene_are_found():
         is not None
     )
     assert DepthOutput().fault(DepthOutput().read(torch.tensor([[[0.0, 0.01]]]), 0, SIZE)) is not None
+
+
+def test_a_depth_beyond_what_a_network_can_say_is_not_known():
+    """A disparity of a fraction of a pixel is an error of stereo; one such pixel would be all of an RMSE."""
+    label = np.full((4, 6), 3, np.float32)
+    label[0, :3] = [121235, np.inf, FARTHEST]
+    moved = Depth.from_spatial(Depth.to_spatial(label, Geometry((4, 6), (4, 6)), (4, 6)), (4, 6), 0.5)
+    assert moved[0].tolist()[:4] == [0, 0, FARTHEST, 3]
+    own = build_task("depth", "depth", (), (4,))
+    metric = own.metric()
+    own.score(
+        metric,
+        torch.full((4, 6), 3.0),
+        Truth(0, Geometry((4, 6), (4, 6)), {"depth": np.where(label == FARTHEST, 3, label)}),
+    )
+    assert metric.compute() == {"delta1": 100.0, "AbsRel": 0.0, "RMSE": 0.0} and metric.pixels == 22
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_teacher_that_says_no_depth_somewhere_is_told(value):
+    net = torch.full((1, 1, 10, 10), 4.0)
+    net[..., :1] = value
+    assert "correct form or scale, or let it say a depth everywhere" in DepthOutput().fault(
+        DepthOutput().read(net, 0, SIZE)
+    )

@@ -722,3 +722,26 @@ def test_labels_of_validation_have_the_classes_of_the_config(unlabelled_det, obj
 )
 def test_what_is_no_list_of_classes(unlabelled_det, classes, said):
     assert said_of(unlabelled_det, {"data.classes": classes}).startswith(said)
+
+
+def test_a_background_is_not_among_what_a_set_is_advised_to_declare():
+    """The background of a set that labels cars holds the persons."""
+    said = said_of(
+        sets_of,
+        a=(Labels(seg=("background", "car")), {}),
+        b=(Labels(seg=("background", "person")), {}),
+    )
+    assert "(data.train.a.classes.seg: [car])" in said
+
+
+def test_a_misspelt_task_of_a_label_is_refused(config_of):
+    train = CARS | {"labels": {"det": "cra"}}
+    config = config_of({"train": train}, tasks={"car": {"kind": "detection"}})
+    assert said_of(build.open_sets, config, "train", only=config.tasks) == (
+        "data.train.labels.det: this run has no task 'cra'; did you mean 'car'?"
+    )
+
+
+def test_a_class_is_named_once(config_of):
+    with pytest.raises(UserError, match="data.classes.det: 'car' stands there twice"):
+        config_of({"train": CARS, "classes": {"det": ["car", "person", "car"]}}, tasks=DET)

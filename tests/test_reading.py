@@ -394,3 +394,19 @@ def test_boxes_are_restored_inside_the_original_image():
     found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
     back = task().restore(found, Geometry((40, 80), (20, 40)))
     assert back.boxes.tolist() == [[0, 0, 20, 20], [20, 10, 80, 40]] and back.classes.tolist() == [0, 1]
+
+
+def test_one_part_does_not_teach_two_tasks_unless_that_is_what_was_said():
+    class One(nn.Module):
+        def forward(self, images):
+            return images[:, :2]
+
+    def preds(**readers):
+        return ExternalModel(One(), readers, dict.fromkeys(readers, 2), mean=None, std=None)(images).preds
+
+    images = torch.rand(1, 3, 2, 2)
+    assert torch.equal(preds(lane=SemanticOutput())["lane"], images[:, :2])
+    with pytest.raises(
+        ValueError, match=r"^drivable: it would be read from the same part .* as lane; set at"
+    ):
+        preds(lane=SemanticOutput(), drivable=SemanticOutput())

@@ -16,6 +16,7 @@ import yaml
 from multitask_kd import checkpoint
 from multitask_kd.engine import train as loop
 from multitask_kd.engine.train import train
+from multitask_kd.errors import UserError
 from multitask_kd.tasks.semantic import Semantic
 
 TRAIN = Path(__file__).parents[1] / "tools/train.py"
@@ -190,3 +191,15 @@ def test_a_folder_that_was_moved_is_resumed_where_it_is(tiny, distilled, unbroke
     shutil.copytree(unbroken, tmp_path / "moved")
     config = tiny(tmp_path / "moved", changes_of(distilled))
     assert train(config, resume=True) == loop.json.loads((unbroken / "metrics.json").read_text())
+
+
+def test_classes_in_another_order_are_not_resumed(tiny, unbroken, distilled, tmp_path):
+    shutil.copytree(unbroken, tmp_path / "run")
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=False)
+    classes = content["arch"]["tasks"]["seg"]["classes"]
+    content["arch"]["tasks"]["seg"]["classes"] = classes[1:] + classes[:1]
+    torch.save(content, tmp_path / "run" / "last.pt")
+    with pytest.raises(
+        UserError, match=r"^--resume: the classes of 'seg' were .* put the data back, or start again"
+    ):
+        train(tiny(tmp_path / "run", changes_of(distilled)), resume=True)

@@ -258,3 +258,29 @@ def test_a_step_that_fails_is_not_done(tmp_path, teacher):
         with pytest.raises(UserError, match="full"):
             Steps(tmp_path).once("half", [teacher], "", [tmp_path / "out"], fail)
     assert not (tmp_path / "half.json").exists()
+
+
+@pytest.mark.parametrize(
+    "marker", ["[1]", "3", '"x"', "{", '{"files": 3}', '{"replaces": 3}', '{"replaces": {"stamp": 3}}']
+)
+def test_a_marker_of_a_training_that_is_none_is_as_if_it_were_not_there(config, train, marker):
+    runs.finish(config())
+    path = Path(config().run.dir) / "made_of.json"
+    path.write_text(marker)
+    assert runs.finish(config())["images"] == 5 and len(train.calls) == 1
+    folder = RunFolder(config())
+    folder.begins()
+    path.write_text(marker)
+    folder.ended()
+    assert json.loads(path.read_text())["files"]
+
+
+@pytest.mark.parametrize(
+    "marker", ['{"settings": 3, "files": {}}', '{"settings": null}', "[]", '{"settings": "s", "files": [1]}']
+)
+def test_a_marker_of_a_step_that_is_none_is_as_if_it_were_not_there(tmp_path, marker):
+    made = tmp_path / "made"
+    (tmp_path / "step.json").write_text(marker)
+    made.write_text("before")
+    Steps(tmp_path).once("step", [], "now", [made], lambda: made.write_text("after"))
+    assert made.read_text() == "after"

@@ -29,6 +29,7 @@ FORMS = {
 }  # of the keys that a layout may have, too
 RESERVED = (
     "images",
+    "seconds",
     "skipped",
     "set",
     "sparse",

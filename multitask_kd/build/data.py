@@ -96,20 +96,26 @@ def _member(section: DataSet, key_path: str, only: Collection[str] | None) -> Me
     if len(found) == 0:
         raise UserError(f"{key_path}: the data set has no images")
     k, n = map(int, (section.part or "1/1").split("/"))
-    tasks, labels = _tasks_of(section, key_path, found)
+    tasks, labels = _tasks_of(section, key_path, found, () if only is None else only)
     used = [task for task in tasks if only is None or task in only]
     rename = {task: names for task, names in section.rename.items() if task in used or task not in tasks}
     classes = {task: names for task, names in section.classes.items() if task in used or task not in tasks}
     return Member(found, key_path, used, rename, (k, n), classes, labels)
 
 
-def _tasks_of(section: DataSet, key_path: str, layout: Layout) -> tuple[list[str], dict[str, str]]:
+def _tasks_of(
+    section: DataSet, key_path: str, layout: Layout, asked: Collection[str]
+) -> tuple[list[str], dict[str, str]]:
     """The tasks that a set labels, and by task what its layout calls the label."""
     if unknown := [label for label in section.labels if label not in layout.classes]:
         raise UserError(
             f"{key_path}.labels: the set has no label '{unknown[0]}'; "
             f"{did_you_mean(unknown[0], layout.classes)}"
         )
+    for label, task in section.labels.items():
+        hint = did_you_mean(task, asked)
+        if task not in asked and hint.startswith("did"):
+            raise UserError(f"{key_path}.labels.{label}: this run has no task '{task}'; {hint}")
     names = {label: section.labels.get(label, label) for label in layout.classes}
     if twice := [task for task in names.values() if list(names.values()).count(task) > 1]:
         raise UserError(
@@ -156,6 +162,11 @@ def build_pools(config: Config, found: Sets) -> list[Pool]:
     """Which images fill which slots of every batch. Raises UserError for images of which nothing would learn."""
     sections, whole = config.data.sets("train"), config.data.labelled
     bare = [name for name in sections if not set(found.labels(name)) & set(config.tasks)]
+    if config.taught_by_average and (lacking := [t for t in config.tasks if t not in found.labelled()]):
+        raise UserError(
+            f"teacher.source: '{lacking[0]}' has no labels, so the average of the student's own weights would be "
+            "all that it learns from; give it labels or another teacher, or leave the task out"
+        )
     draws = {}
     for name, section in sections.items():
         key = f"{set_key_path(config, 'train', name)}.labelled"

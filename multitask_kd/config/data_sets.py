@@ -50,6 +50,12 @@ def _set_name(text: str) -> str:
     return text
 
 
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"'{twice[0]}' stands there twice; every class has a name of its own")
+    return names
+
+
 def _is_part(value: Any) -> Any:
     k, _, n = str(value).partition("/")
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
@@ -159,7 +165,12 @@ class Data(Section):
     """Validation set, or list of sets, likewise; each task is measured on the images that have labels for it.
     """
     classes: Annotated[
-        dict[str, Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]],
+        dict[
+            str,
+            Annotated[
+                tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1), AfterValidator(_once)
+            ],
+        ],
         BeforeValidator(without_null),
     ] = Field(default_factory=dict)
     """By task: its class names, in order. Needed for a task that no set labels (only the teacher predicts

@@ -310,7 +310,8 @@ def _require_same(
         if given
         else f"those of {' and '.join(others)}{' together' if others[1:] else ''}"
     )
-    only = [name for name in own if name in known]
+    # the background of a set also holds what the set does not label
+    only = [name for name in own if name in known and name.lower() != "background"]
     raise UserError(
         f"{member.key_path}: its classes of '{task}' are not {whose}: it {what}. What a set does not label "
         f"would be taught as "

@@ -88,6 +88,7 @@ class State:
                 f"the file back, or "
                 "start again with --overwrite"
             )
+        self._check_classes(content["arch"])
         checkpoint.load_weights(self.run.distiller, resume["distiller"], "--resume")
         self.optimizer.load_state_dict(resume["optimizer"])
         self.scaler.load_state_dict(resume["scaler"])
@@ -98,6 +99,17 @@ class State:
         self.best, self.metrics = resume["best"], content["metrics"]
         checkpoint.restore_random_state(resume["random"])
         return content["step"]
+
+    def _check_classes(self, before: dict[str, Any]) -> None:
+        """Raise UserError where a task's classes are others, or in another order, than when the run began:
+        the same weights would then say other classes."""
+        for name, task in self.run.arch["tasks"].items():
+            was, now = before["tasks"].get(name, {}).get("classes"), task["classes"]
+            if was is not None and list(was) != list(now):
+                raise UserError(
+                    f"--resume: the classes of '{name}' were {', '.join(was)} when the run began, and the data "
+                    f"has {', '.join(now)}; put the data back, or start again with --overwrite"
+                )
 
 
 def teachers_digest(run: Run) -> str | None:

@@ -158,8 +158,8 @@ class RunFolder:
 
     def ended(self) -> None:
         """After the training."""
-        marker = _read_json(self._marker) or {"files": made_of(self.config).files}
-        self._mark({"files": marker["files"]})
+        files = (_read_json(self._marker) or {}).get("files") or made_of(self.config).files
+        self._mark({"files": files})
 
     def _before(self) -> MadeOf | None:
         """What the training in the folder was made of; None where there is none."""
@@ -168,8 +168,9 @@ class RunFolder:
             return None
         marker = _read_json(self._marker) or {}
         replaces = marker.get("replaces")
-        own = replaces if replaces and replaces["stamp"] == self._stamp() else marker
-        return MadeOf(written.read_text(encoding="utf-8"), own.get("files"))
+        replaced = isinstance(replaces, dict) and replaces.get("stamp") == self._stamp()
+        own = replaces if replaced else marker
+        return MadeOf(written.read_text(encoding="utf-8"), _digests_in(own))
 
     def _stamp(self) -> list[int]:
         """Tells the config.yaml that is there from one that is written later."""
@@ -215,11 +216,11 @@ class Steps:
     def _why_stale(self, name: str, now: MadeOf, outputs: Sequence[Path]) -> str | None:
         """None: it is done as it is; empty: it was never done."""
         before = _read_json(self._marker(name))
-        if not isinstance(before, dict) or "settings" not in before:
+        if before is None or not isinstance(before.get("settings"), str):
             return ""
         if missing := [str(output) for output in outputs if not output.is_file()]:
             return f"{missing[0]} is not there"
-        return now.change_since(MadeOf(before["settings"], before["files"]))
+        return now.change_since(MadeOf(before["settings"], _digests_in(before)))
 
     def _marker(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -229,8 +230,15 @@ def _of(files: Sequence[Path], settings: str) -> MadeOf:
     return MadeOf(settings, {str(file): digest(file) for file in files})
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A marker; None where there is none, or something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
+
+
+def _digests_in(marker: dict[str, Any]) -> Digests | None:
+    files = marker.get("files")
+    return files if isinstance(files, dict) else None

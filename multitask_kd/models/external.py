@@ -57,7 +57,21 @@ class ExternalModel(nn.Module):
         returned = self.net(images.flip(1) if self.bgr else images)
         if isinstance(returned, ModelOutput):
             returned = returned.preds
+        self._check_apart(returned)
         return ModelOutput({task: self._read(task, returned, size) for task in self.outputs})
+
+    def _check_apart(self, returned: Any) -> None:
+        """Raise ValueError where two tasks would be read from the same part without the user having said so."""
+        named = returned if isinstance(returned, Mapping) else {}
+        found: dict[type, str] = {}
+        for task, reader in self.outputs.items():
+            if reader.at is None and task not in named:
+                other = found.setdefault(type(reader), task)
+                if other != task:
+                    raise ValueError(
+                        f"{task}: it would be read from the same part of what the network returns "
+                        f"({shown(returned)}) as {other}; set at of both"
+                    )
 
     def _read(self, task: str, returned: Any, size: tuple[int, int]) -> Any:
         if isinstance(returned, Mapping) and task in returned and self.outputs[task].at is None:

@@ -91,7 +91,18 @@ class DepthOutput:
             return (
                 f".form: the network's depths go from {low:.3g} to {high:.3g} metres; correct form or scale"
             )
+        nearest = float((pred <= np.log(NEAREST)).float().mean())
+        if nearest > 0.01 or not bool(torch.isfinite(pred).all()):
+            return (
+                f".form: {100 * nearest:.0f} % of the network's depths are 0 or below, or some are no numbers; "
+                "correct form or scale, or let it say a depth everywhere"
+            )
         return None
+
+
+def _known(label: np.ndarray) -> np.ndarray:
+    """Depths that a network here cannot say (above FARTHEST: an error of stereo, or the sky) as unknown, 0."""
+    return np.where((label > 0) & (label <= FARTHEST), label, np.float32(0))
 
 
 def _is_depth(x: Any) -> bool:
@@ -154,7 +165,7 @@ class Depth(Task):
     @staticmethod
     def to_spatial(label: np.ndarray, geometry: Geometry, size: tuple[int, int]) -> Spatial:
         """Negated, so that the 255 of what comes in from outside is no depth."""
-        known = np.where(label > 0, -label, np.float32(IGNORE)).astype(np.float32)
+        known = np.where(_known(label) > 0, -label, np.float32(IGNORE)).astype(np.float32)
         return Spatial([letterboxed_map(known, geometry, size, IGNORE)])
 
     @staticmethod
@@ -202,7 +213,7 @@ class Depth(Task):
 
     def score(self, metric: DepthErrors, prediction: Tensor, truth: Any) -> None:
         if (label := truth.labels.get(self.name)) is not None:
-            metric.update(prediction.cpu().numpy(), label)
+            metric.update(prediction.cpu().numpy(), _known(label))
 
     # --- pictures and files
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..batch import IGNORE
 from ..data.labels import Geometry, Spatial
+from ..errors import UserError
 from ..metrics.miou import MeanIoU
 from ..models.decoders import Mask
 from ..models.external import pick, shown
@@ -160,6 +161,11 @@ class Semantic(Task):
         dice: float = 0.0,
     ):
         super().__init__(name, classes, strides)
+        if len(self.classes) > IGNORE:
+            raise UserError(
+                f"data.classes.{name}: {len(self.classes)} classes are more than the {IGNORE} that a mask of "
+                "bytes can tell apart; merge some with rename"
+            )
         if resolution not in ("head", "image"):
             raise ValueError(f"resolution: '{resolution}' is neither 'head' nor 'image'")
         if not 0 <= label_smoothing < 1:
@@ -185,7 +191,10 @@ class Semantic(Task):
                 raise ValueError(
                     f"class_weights.{name}: {weight!r} is no weight; give a number of at least 0"
                 )
-        return [float(given.get(name, 1.0)) for name in self.classes]
+        weights = [float(given.get(name, 1.0)) for name in self.classes]
+        if weights and not any(weights):
+            raise ValueError("class_weights: every weight is 0, so nothing would be learnt")
+        return weights
 
     def check_names(self) -> None:
         if unknown := [n for n in self._named if n not in self.classes]:
