@@ -732,6 +732,7 @@ def test_a_background_is_not_among_what_a_set_is_advised_to_declare():
         b=(Labels(seg=("background", "person")), {}),
     )
     assert "(data.train.a.classes.seg: [car])" in said
+    assert said.endswith("nothing teaches background then")
 
 
 def test_a_misspelt_task_of_a_label_is_refused(config_of):

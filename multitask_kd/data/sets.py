@@ -312,10 +312,17 @@ def _require_same(
     )
     # the background of a set also holds what the set does not label
     only = [name for name in own if name in known and name.lower() != "background"]
+    apart = [name for name in own if name.lower() == "background"]
+    note = (
+        f". Its {apart[0]} may hold what it does not label and is left out here: without a set or a teacher that "
+        f"knows all classes, nothing teaches {apart[0]} then"
+        if apart
+        else ""
+    )
     raise UserError(
         f"{member.key_path}: its classes of '{task}' are not {whose}: it {what}. What a set does not label "
         f"would be taught as "
         f"background there: say which classes it labels ({member.key_path}.classes.{task}: "
         f"[{', '.join(only)}]), make them the "
-        f"same with rename, or take '{task}' out of the set's tasks"
+        f"same with rename, or take '{task}' out of the set's tasks{note}"
     )
