@@ -27,7 +27,7 @@ from multitask_kd.report.layers import InsetLayer
 from multitask_kd.report.tables import Column
 from multitask_kd.tasks.base import KINDS, Comparable, Saved, Task
 from multitask_kd.models.external import pick
-from multitask_kd.tasks.semantic import letterboxed_map, restored_map
+from multitask_kd.tasks.maps import letterboxed_map, restored_map
 
 
 class EdgeHead(nn.Module):

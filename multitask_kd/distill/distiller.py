@@ -54,7 +54,6 @@ class Distiller(nn.Module):
         soft: Mapping[str, Soft],
         terms: Mapping[str, Term] | None = None,
         *,
-        balance: nn.Module | None = None,
         own_teacher: bool = False,
         unlabelled: Sequence[str] = (),
     ):
@@ -75,7 +74,7 @@ class Distiller(nn.Module):
         )
         self.known = {task: part.known for task, part in soft.items()}
         self.terms = nn.ModuleDict(terms or {})
-        self.balance = balance
+        self.balance: nn.Module | None = None  # made of the names of the losses, so set afterwards
         self.own_teacher, self.unlabelled = own_teacher, tuple(unlabelled)
         paths = [t.student for t in self.terms.values()] + [
             path for c in self.through.values() for path in c.levels.values()

@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from .maps import knows
+
 
 def conv_block(channels: int) -> nn.Sequential:
     """GroupNorm, because the convolutions are shared across levels whose statistics differ: with a shared
@@ -118,8 +120,7 @@ def cells_of_unknown_classes(
     a labelled box of another class (``boxes`` [B,M,4], ``classes`` [B,M], ``labelled`` [B] of ``target``)
     contains its centre.
     """
-    unknown = torch.ones(raw.shape[2] - 5, dtype=torch.bool, device=raw.device)
-    unknown[list(known)] = False
+    unknown = ~knows(raw.shape[2] - 5, known, raw)
     ignored = unknown[raw[..., 5:].argmax(-1)]
     if target is not None and target["boxes"].shape[1]:
         classes = target["classes"]

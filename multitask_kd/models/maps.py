@@ -102,6 +102,17 @@ def ignored_by_all(ignore_masks: Sequence[Tensor | None], ignored: Sequence[Tens
     return torch.stack(list(ignored)).all(0) if any(m is not None for m in ignore_masks) else None
 
 
+def ignored_by_either(ignore_mask: Tensor | None, other: Tensor) -> Tensor:
+    """Where one of two ignore masks of equal shape ignores the position; None: the first ignores nothing."""
+    return other if ignore_mask is None else ignore_mask | other
+
+
+def of_classes(student: Tensor, teacher: Tensor, known: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The logits [B,C,...] of both of the classes ``known`` alone."""
+    at = torch.tensor(list(known), device=student.device)
+    return student.index_select(1, at), teacher.index_select(1, at)
+
+
 def knows(classes: int, known: Sequence[int], like: Tensor) -> Tensor:
     """bool [C]: the classes that a teacher knows, on the device of ``like``."""
     found = torch.zeros(classes, dtype=torch.bool, device=like.device)

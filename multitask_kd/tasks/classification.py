@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..metrics.accuracy import Accuracy
 from ..models.decoders import Label
 from ..models.external import pick, shown
-from ..models.maps import mapped_logits, mean_logits
+from ..models.maps import ignored_by_either, knows, mapped_logits, mean_logits, of_classes
 from ..report.layers import TextLayer
 from ..report.tables import Column
 from .base import KINDS, Comparable, Saved, Task
@@ -232,10 +232,8 @@ class Classification(Task):
         """Logits of the classes that both know; images labelled as another class are left out."""
         if known is not None:
             if target is not None:
-                unknown = torch.ones(len(self.classes), dtype=torch.bool, device=student.device)
-                unknown[list(known)] = False
+                unknown = ~knows(len(self.classes), known, student)
                 other = unknown[target["class"].clamp(min=0)] & target["labelled"]
-                ignore_mask = other if ignore_mask is None else ignore_mask | other
-            at = torch.tensor(list(known), device=student.device)
-            student, teacher = student.index_select(1, at), teacher.index_select(1, at)
+                ignore_mask = ignored_by_either(ignore_mask, other)
+            student, teacher = of_classes(student, teacher, known)
         return Comparable(student, teacher, None if ignore_mask is None else ~ignore_mask)

@@ -21,7 +21,7 @@ from ..report.colours import depth_colours
 from ..report.layers import InsetLayer
 from ..report.tables import Column
 from .base import KINDS, Comparable, Saved, Task
-from .semantic import conv_block, letterboxed_map, restored_map
+from .maps import conv_block, letterboxed_map, packed_maps, restored_map
 from .tallies import DepthTally
 
 NEAREST, FARTHEST = 1e-3, 1e4  # metres that a prediction may be
@@ -175,12 +175,7 @@ class Depth(Task):
     @staticmethod
     def packed(labels: Sequence[np.ndarray | None], size: tuple[int, int]) -> dict[str, Tensor]:
         """``depth`` float [B,H,W] in metres, 0 where it is not known; ``labelled`` bool [B]."""
-        blank = np.zeros(size, np.float32)
-        maps = np.stack([blank if label is None else label for label in labels])
-        return {
-            "depth": torch.from_numpy(maps),
-            "labelled": torch.tensor([label is not None for label in labels]),
-        }
+        return packed_maps("depth", labels, np.zeros(size, np.float32))
 
     # --- training and evaluation
 

@@ -30,6 +30,7 @@ from ..models.detections import (
     renumbered_detections,
     summed_scores,
 )
+from ..models.maps import ignored_by_either
 from ..models.relocation import by_location, to_dense
 from ..report.layers import BoxLayer
 from ..report.tables import Column
@@ -460,7 +461,7 @@ class Detection(Task):
         if known is not None:
             centres, _ = cells(size, self.strides, student.device)
             other = cells_of_unknown_classes(student.detach(), target, known, centres)
-            ignore_mask = other if ignore_mask is None else ignore_mask | other
+            ignore_mask = ignored_by_either(ignore_mask, other)
             columns = torch.tensor([*range(5), *(5 + k for k in known)], device=student.device)
             student = student.index_select(2, columns)
             if form == "detections":

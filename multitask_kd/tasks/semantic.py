@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,11 @@ from ..errors import UserError
 from ..metrics.miou import MeanIoU
 from ..models.decoders import Mask
 from ..models.external import pick, shown
-from ..models.maps import mapped_logits, mask_at, mean_logits, resized
+from ..models.maps import ignored_by_either, knows, mapped_logits, mask_at, mean_logits, of_classes, resized
 from ..report.layers import MaskLayer
 from ..report.tables import Column
 from .base import KINDS, Comparable, Saved, Task
+from .maps import conv_block, letterboxed_map, packed_maps, restored_map
 from .tallies import MaskTally
 
 
@@ -40,11 +40,6 @@ class SegHead(nn.Module):
 
     def forward(self, levels: Mapping[int, Tensor]) -> Tensor:
         return self.classifier(self.tower(levels[self.strides[0]]))
-
-
-def conv_block(width: int) -> nn.Sequential:
-    """3x3 convolution, BatchNorm, ReLU."""
-    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
 
 
 class SemanticOutput:
@@ -234,12 +229,7 @@ class Semantic(Task):
     @staticmethod
     def packed(labels: Sequence[np.ndarray | None], size: tuple[int, int]) -> dict[str, Tensor]:
         """``mask`` uint8 [B,H,W] (IGNORE is not counted), ``labelled`` bool [B]."""
-        blank = np.full(size, IGNORE, np.uint8)
-        masks = np.stack([blank if label is None else label for label in labels])
-        return {
-            "mask": torch.from_numpy(masks),
-            "labelled": torch.tensor([label is not None for label in labels]),
-        }
+        return packed_maps("mask", labels, np.full(size, IGNORE, np.uint8))
 
     # --- training and evaluation
 
@@ -355,9 +345,8 @@ class Semantic(Task):
         if known is not None:
             if target is not None:
                 other = self._of_unknown_classes(target, known, student.shape[2:])
-                ignored = other if ignored is None else ignored | other
-            at = torch.tensor(list(known), device=student.device)
-            student, teacher = student.index_select(1, at), teacher.index_select(1, at)
+                ignored = ignored_by_either(ignored, other)
+            student, teacher = of_classes(student, teacher, known)
         return Comparable(student, teacher, None if ignored is None else ~ignored)
 
     @staticmethod
@@ -365,8 +354,7 @@ class Semantic(Task):
         target: Mapping[str, Tensor], known: Sequence[int], size: Sequence[int]
     ) -> Tensor:
         """Cells with a pixel that is labelled as a class that the teachers do not know: bool [B,h,w]."""
-        unknown = torch.ones(256, dtype=torch.bool, device=target["mask"].device)
-        unknown[[*known, IGNORE]] = False
+        unknown = ~knows(256, [*known, IGNORE], target["mask"])
         return mask_at(unknown[target["mask"].long()] & target["labelled"][:, None, None], size)
 
 
@@ -380,26 +368,3 @@ def dice_loss(logits: Tensor, counts: Tensor) -> Tensor:
     both, each = (p * counts).sum((0, 2, 3)), (p * pixels + counts).sum((0, 2, 3))
     occurs = (counts.sum((0, 2, 3)) > 0).float()
     return ((1 - 2 * both / each.clamp(min=1e-6)) * occurs).sum() / occurs.sum().clamp(min=1)
-
-
-def letterboxed_map(
-    label: np.ndarray, geometry: Geometry, size: tuple[int, int], outside: float
-) -> np.ndarray:
-    """A map [h,w] letterboxed to ``size`` by nearest neighbour, ``outside`` in the padding."""
-    height, width = geometry.content
-    if label.shape != (height, width):
-        label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    if label.shape == tuple(size):
-        return label
-    padded = np.full(size, outside, dtype=label.dtype)
-    padded[:height, :width] = label
-    return padded
-
-
-def restored_map(decoded: Tensor, geometry: Geometry) -> Tensor:
-    """A map [C,H,W] of a letterboxed image -> [C,h,w] at the original size, bilinear."""
-    height, width = geometry.content
-    maps = decoded[None, :, :height, :width]
-    if (height, width) != geometry.original:
-        maps = F.interpolate(maps, size=geometry.original, mode="bilinear", align_corners=False)
-    return maps[0]
